@@ -1,0 +1,98 @@
+"""A base model by path: released ChatGLM2/3 natively, any other causal LM as transformers loads it."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from softlaunch.errors import CheckpointError
+from softlaunch.models.chatglm import load_released_chatglm
+from softlaunch.models.quantize import quantization_config
+
+logger = logging.getLogger(__name__)
+
+
+def default_dtype() -> torch.dtype:
+    """bfloat16 where the GPU computes in it, else float16 on a GPU, else float32."""
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def load_model(
+    path: str,
+    *,
+    dtype: torch.dtype | None = None,
+    quantization_bit: int | None = None,
+    attn_implementation: str | None = None,
+    **hub_kwargs: Any,
+) -> PreTrainedModel:
+    """The causal LM in a local directory or under a hub id, in evaluation mode and with all its weights.
+
+    `dtype`: of the weights, `default_dtype()` when not given. `quantization_bit` 4 or 8 quantizes the linear layers of
+    the blocks while they are read. `hub_kwargs`: revision, cache_dir, token, device_map of `from_pretrained`.
+
+    Raises CheckpointError when the directory is missing, incomplete, of an unsupported kind or unlike its config.
+    """
+    dtype = dtype or default_dtype()
+    released = read_config(path, **{k: v for k, v in hub_kwargs.items() if k != "device_map"})
+    # Mismatched tensors are reported by `_check_complete`, with what to do about them
+    kwargs: dict[str, Any] = {
+        "dtype": dtype,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+        **hub_kwargs,
+    }
+    if attn_implementation is not None:
+        kwargs["attn_implementation"] = attn_implementation
+    if quantization_bit is not None:
+        kwargs["quantization_config"] = quantization_config(quantization_bit, dtype)
+    try:
+        if released.get("model_type") == "chatglm":
+            model, info = load_released_chatglm(path, released, **kwargs)
+        else:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(path, **kwargs)
+            model, info = loaded
+    except CheckpointError:
+        raise
+    except Exception as error:
+        # Whatever transformers, torch and safetensors raise over files that are missing, cut off or not what they seem
+        raise CheckpointError(f"{path}: the model cannot be loaded: {error}") from error
+    _check_complete(path, info)
+    return model
+
+
+def read_config(path: str, **hub_kwargs: Any) -> dict[str, Any]:
+    """The content of `config.json`; raises CheckpointError when there is none."""
+    if not Path(path).is_dir() and Path(path).exists():
+        raise CheckpointError(f"{path}: this is a file; model_name_or_path takes the directory that holds config.json")
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise CheckpointError(
+            f"{path}: no config.json here; model_name_or_path takes a checkpoint directory as released"
+        )
+    try:
+        return PretrainedConfig.get_config_dict(path, **hub_kwargs)[0]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: no such directory, and nothing under this name on the hub ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _check_complete(path: str, info: dict[str, Any]) -> None:
+    missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    quantized = sorted(k for k in info["unexpected_keys"] if k.endswith("weight_scale"))
+    if quantized:
+        raise CheckpointError(
+            f"{path}: these weights were quantized by the original code ({quantized[0]}, …) and cannot be unpacked; "
+            "use the float16 release of the model, with quantization_bit 4 or 8 if memory is short"
+        )
+    if missing or mismatched:
+        raise CheckpointError(
+            f"{path}: the weights do not fit config.json: {len(missing)} missing {missing[:3]}, {len(mismatched)} of "
+            f"another shape {mismatched[:3]}; a shard may be absent, or the config belongs to another model"
+        )
+    if info["unexpected_keys"]:
+        unexpected = sorted(info["unexpected_keys"])
+        logger.warning("%s: %d tensors are not used: %s", path, len(unexpected), unexpected[:5])

@@ -1,0 +1,37 @@
+"""Telling one base model from another, whatever precision it was loaded in."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+_NUM_SAMPLES = 32
+
+
+@torch.no_grad()
+def fingerprint(model: PreTrainedModel) -> list[float]:
+    """64 numbers that every way of loading `model` keeps: 32 embedding entries, and one of each of 32 norms and biases.
+
+    Quantization leaves these tensors alone; half precision rounds them, so compare with `num_differences`.
+    """
+    embedding: Any = model.get_input_embeddings().weight
+    vectors = [p for _, p in sorted(model.named_parameters()) if len(getattr(p, "ds_shape", p.shape)) == 1]
+    vectors = [vectors[i * len(vectors) // _NUM_SAMPLES] for i in range(_NUM_SAMPLES)]
+    context: Any = nullcontext()
+    if is_deepspeed_zero3_enabled():
+        import deepspeed
+
+        context = deepspeed.zero.GatheredParameters([embedding, *set(vectors)])
+    with context:
+        rows, columns = embedding.shape
+        samples = [embedding[i * rows // _NUM_SAMPLES, i * columns // _NUM_SAMPLES] for i in range(_NUM_SAMPLES)]
+        samples += [vector[i % len(vector)] for i, vector in enumerate(vectors)]
+        return [float(f"{sample.item():.4g}") for sample in samples]
+
+
+def num_differences(one: list[float], other: list[float]) -> int:
+    """How many of the numbers differ by more than half precision explains: 0.5 %, or what float16 holds near zero."""
+    pairs = zip(one, other, strict=True)
+    return sum(abs(a - b) > 0.005 * max(abs(a), abs(b)) + 2**-16 for a, b in pairs)

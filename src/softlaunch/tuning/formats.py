@@ -1,0 +1,164 @@
+"""Adapter directories: our own, the original P-Tuning v2 scripts', and PEFT's PREFIX_TUNING.
+
+| | files | real tokens count from |
+|---|---|---|
+| ours | `adapter_config.json`, `adapter_model.safetensors` | 0 |
+| original | `pytorch_model.bin` with `transformer.prefix_encoder.*` | 0 |
+| PEFT | `adapter_config.json`, `adapter_model.safetensors` with `prompt_embeddings` | n = num_virtual_tokens |
+
+In PEFT the prefix goes through the KV cache, so that a real query at t is turned by t + n. The same function needs the
+key turned by n: (R_{t+n} q)·(R_n k) = (R_t q)·k.
+"""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from peft import PrefixTuningConfig
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from softlaunch.errors import CheckpointError
+from softlaunch.tuning.prefix_encoder import PEFT_TYPE, PrefixConfig, PrefixEncoder, kv_shape
+from softlaunch.tuning.rotary import rotate_keys
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+ORIGINAL_FILE = "pytorch_model.bin"
+_ORIGINAL_PREFIX = "transformer.prefix_encoder."
+
+
+@dataclass
+class SavedPrefix:
+    """A prefix as it was found on disk, in our convention. `tensors`: the state dict of a `PrefixEncoder`."""
+
+    config: PrefixConfig
+    tensors: dict[str, torch.Tensor]
+
+
+def read_prefix(model: PreTrainedModel, path: str | Path) -> SavedPrefix:
+    """Read an adapter directory of any of the three formats, or the output directory of a run that holds `adapter/`.
+
+    `model` is the base; it turns PEFT's keys and tells the shape that the original format does not write down.
+    Raises CheckpointError when the directory holds no prefix, or a broken one.
+    """
+    directory = Path(path)
+    if (directory / "adapter" / CONFIG_FILE).is_file() and not (directory / CONFIG_FILE).is_file():
+        directory = directory / "adapter"
+    if not directory.is_dir():
+        raise CheckpointError(f"{path}: no such directory; give the directory that holds {CONFIG_FILE}")
+    try:
+        if (directory / CONFIG_FILE).is_file():
+            return _read_adapter(model, directory)
+        if (directory / ORIGINAL_FILE).is_file():
+            return _read_original(model, directory)
+    except (OSError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{directory}: the adapter cannot be read: {error}") from error
+    found = ", ".join(sorted(p.name for p in directory.iterdir())[:10]) or "nothing"
+    raise CheckpointError(
+        f"{directory}: no adapter here ({found}); expected {CONFIG_FILE} with {WEIGHTS_FILE}, "
+        f"or {ORIGINAL_FILE} with {_ORIGINAL_PREFIX}* as the original scripts save it"
+    )
+
+
+def write_prefix(encoder_tensors: dict[str, torch.Tensor], config: PrefixConfig, directory: Path) -> None:
+    """Write our own format; `encoder_tensors` is the state dict of a `PrefixEncoder`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(directory))
+    tensors = {f"prefix_encoder.{k}": v.detach().float().cpu().contiguous() for k, v in encoder_tensors.items()}
+    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def write_original(encoder: PrefixEncoder, directory: Path) -> None:
+    """Write what the original ChatGLM2 P-Tuning v2 scripts load as `ptuning_checkpoint`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {_ORIGINAL_PREFIX + k: v.detach().cpu().clone() for k, v in encoder.state_dict().items()}
+    torch.save(tensors, directory / ORIGINAL_FILE)
+    shape = {"pre_seq_len": encoder.config.num_virtual_tokens, "prefix_projection": encoder.config.prefix_projection}
+    (directory / "config.json").write_text(json.dumps({"model_type": "chatglm", **shape}, indent=2) + "\n")
+
+
+@torch.no_grad()
+def write_peft(model: PreTrainedModel, encoder: PrefixEncoder, directory: Path) -> None:
+    """Write a PREFIX_TUNING adapter with which stock `peft.PeftModel` computes the same logits on the same base.
+
+    A projection is computed here and saved as its result, as PEFT itself does.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    config, states = encoder.config, encoder().clone()
+    num_tokens = config.num_virtual_tokens
+    states[:, 0] = rotate_keys(model, states[:, 0], num_tokens)
+    peft_config = PrefixTuningConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=config.base_model_name_or_path,
+        inference_mode=True,
+        num_virtual_tokens=num_tokens,
+        token_dim=config.num_kv_heads * config.head_dim,
+        num_transformer_submodules=1,
+        num_attention_heads=config.num_kv_heads,
+        num_layers=config.num_layers,
+        encoder_hidden_size=config.projection_size or config.num_kv_heads * config.head_dim,
+    )
+    peft_config.save_pretrained(str(directory))
+    table = states.permute(3, 0, 1, 2, 4).reshape(num_tokens, config.table_size).cpu().contiguous()
+    save_file({"prompt_embeddings": table}, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def _read_adapter(model: PreTrainedModel, directory: Path) -> SavedPrefix:
+    written = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    if written.get("peft_type") == "PREFIX_TUNING":
+        return _read_peft(model, directory, written)
+    if written.get("peft_type") != PEFT_TYPE:
+        raise CheckpointError(
+            f"{directory / CONFIG_FILE}: peft_type is {written.get('peft_type')!r}; this loader takes {PEFT_TYPE} and "
+            "PREFIX_TUNING adapters"
+        )
+    known = {f.name for f in fields(PrefixConfig)}
+    config = PrefixConfig(**{k: v for k, v in written.items() if k in known})
+    tensors = load_file(directory / WEIGHTS_FILE)
+    return SavedPrefix(config, {k.removeprefix("prefix_encoder."): v for k, v in tensors.items()})
+
+
+def _read_original(model: PreTrainedModel, directory: Path) -> SavedPrefix:
+    found = torch.load(directory / ORIGINAL_FILE, map_location="cpu", weights_only=True)
+    tensors = {k.removeprefix(_ORIGINAL_PREFIX): v.float() for k, v in found.items() if _ORIGINAL_PREFIX in k}
+    if "embedding.weight" not in tensors:
+        raise CheckpointError(
+            f"{directory / ORIGINAL_FILE}: no {_ORIGINAL_PREFIX}embedding.weight among its {len(found)} tensors; "
+            "this is no P-Tuning v2 checkpoint"
+        )
+    projected = tensors.get("trans.0.weight")
+    config = _config_for(model, num_virtual_tokens=len(tensors["embedding.weight"]))
+    config.prefix_projection, config.projection_size = projected is not None, 0 if projected is None else len(projected)
+    return SavedPrefix(config, tensors)
+
+
+def _read_peft(model: PreTrainedModel, directory: Path, written: dict) -> SavedPrefix:
+    table = load_file(directory / WEIGHTS_FILE)["prompt_embeddings"].float()
+    config = _config_for(model, num_virtual_tokens=len(table))
+    config.base_model_name_or_path, config.prefix_dropout = written.get("base_model_name_or_path"), 0.0
+    found = (
+        written["num_layers"],
+        written["num_attention_heads"],
+        written["token_dim"] // written["num_attention_heads"],
+    )
+    config.num_layers, config.num_kv_heads, config.head_dim = found
+    if found == kv_shape(model.config):
+        states = table.view(len(table), config.num_layers, 2, config.num_kv_heads, config.head_dim).permute(
+            1, 2, 3, 0, 4
+        )
+        turned = rotate_keys(model, states[:, 0].to(model.device), -len(table)).cpu()
+        table = torch.stack([turned, states[:, 1]], dim=1).permute(3, 0, 1, 2, 4).reshape(table.shape)
+    return SavedPrefix(config, {"embedding.weight": table})
+
+
+def _config_for(model: PreTrainedModel, num_virtual_tokens: int) -> PrefixConfig:
+    layers, kv_heads, head_dim = kv_shape(model.config)
+    return PrefixConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=num_virtual_tokens,
+        num_layers=layers,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+    )

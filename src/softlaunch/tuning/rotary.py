@@ -1,0 +1,35 @@
+"""Turning the keys of a prefix by the model's own rotary embedding.
+
+Prefix keys are not rotated. Keys that were computed or trained under other conventions become such keys by a rotation:
+(R_{t+n} q)·(R_j k) = (R_t q)·(R_{j-n} k).
+"""
+
+import sys
+
+import torch
+from transformers import PreTrainedModel
+
+from softlaunch.tuning.attention import attention_modules
+
+
+def rotate_keys(model: PreTrainedModel, keys: torch.Tensor, positions: int) -> torch.Tensor:
+    """`keys` (…, kv_heads, num_tokens, head_dim), float32, each turned by `positions` (may be negative).
+
+    A model without rotary embedding gets its keys back unchanged. Raises ValueError where the rotation depends on the
+    length of the input (`dynamic` and `longrope`), for there is no single such key.
+    """
+    rotary = getattr(model.base_model, "rotary_emb", None)
+    if rotary is None:
+        return keys
+    if rotary.rope_type in ("dynamic", "longrope"):
+        raise ValueError(
+            f"{rotary.rope_type!r} rotary embeddings change with the length of the input; no fixed key fits"
+        )
+    apply = sys.modules[type(attention_modules(model)[0]).__module__].apply_rotary_pos_emb
+    flat = keys.float().reshape(-1, *keys.shape[-3:])
+    position_ids = torch.full((1, keys.shape[-2]), positions, device=keys.device)
+    cos, sin = rotary(flat, position_ids)
+    # YaRN multiplies the rotated part by a factor on both sides; a turned key must keep its length
+    scale = rotary.attention_scaling
+    _, turned = apply(flat, flat, cos / scale, sin / scale)
+    return turned.reshape(keys.shape)
