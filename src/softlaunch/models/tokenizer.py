@@ -33,7 +33,7 @@ GUARD = "\ufdd0"
 _ROLES = ("system", "user", "assistant", "observation")
 _ROLE_TOKENS = tuple(f"<|{role}|>" for role in _ROLES)
 # By prompt style, in the order of their ids, which follow the last piece of the sentencepiece file.
-_CONTROL_TOKENS = {
+_CONTROL_TOKENS: dict[PromptStyle, tuple[str, ...]] = {
     "chatglm2": ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"),
     "chatglm3": ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", *_ROLE_TOKENS),
 }
@@ -49,8 +49,8 @@ class ChatGLMTokenizer(PreTrainedTokenizerFast):
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
         """As in the base class; of what is rendered, the control tokens of the template alone become control tokens."""
-        tokenizer_kwargs = {"split_special_tokens": False, **(kwargs.pop("tokenizer_kwargs", None) or {})}
-        return super().apply_chat_template(conversation, *args, tokenizer_kwargs=tokenizer_kwargs, **kwargs)
+        kwargs["tokenizer_kwargs"] = {"split_special_tokens": False, **(kwargs.get("tokenizer_kwargs") or {})}
+        return super().apply_chat_template(conversation, *args, **kwargs)
 
     def build_prompt(self, query: str, history: Iterable[Sequence[str]] | None = None) -> str:
         """The prompt as text and without `[gMASK] sop`, which encoding it adds: ChatGLM2's method of that name.
@@ -70,7 +70,7 @@ class ChatGLMTokenizer(PreTrainedTokenizerFast):
         One thing differs there, since `AutoTokenizer` cannot tell text from template: in a text that is encoded without
         a chat template, a literal `[gMASK]`, `</s>` or `<|user|>` becomes the control token.
         """
-        plain = copy.copy(self)
+        plain: Any = copy.copy(self)
         plain.__class__ = PreTrainedTokenizerFast
         plain.split_special_tokens = False
         plain.init_kwargs = {**self.init_kwargs, "split_special_tokens": False}
@@ -90,8 +90,8 @@ def load_tokenizer(
 
     `hub_kwargs`: `revision`, `cache_dir`, `token` for a hub id. A local directory causes no network call.
 
-    Raises CheckpointError for a missing directory or file and for kinds that are not supported (ChatGLM-6B, GLM-4 in its
-    released layout), ArgumentError for a `prompt_style` given with another kind of model.
+    Raises CheckpointError for a missing directory or file and for kinds that are not supported (ChatGLM-6B, GLM-4 as
+    released), ArgumentError for a `prompt_style` given with another kind of model.
     """
     path = os.fspath(path)
     config = _read_json(path, "config.json", hub_kwargs)
@@ -99,8 +99,8 @@ def load_tokenizer(
     if not _is_released_chatglm(config, tokenizer_config):
         if prompt_style is not None:
             raise ArgumentError(
-                f"{path}: prompt_style {prompt_style!r} is for ChatGLM2-6B and ChatGLM3-6B as released, and this is not "
-                "one of them; leave it out, the tokenizer's own chat template is used"
+                f"{path}: prompt_style is {prompt_style!r}, but this is neither ChatGLM2-6B nor ChatGLM3-6B as "
+                "released; leave it out, the tokenizer's own chat template is used"
             )
         return _load_auto(path, hub_kwargs)
     file = _find_file(path, "tokenizer.model", hub_kwargs)
@@ -135,8 +135,8 @@ def _find_prompt_style(
     path: str, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any], hub_kwargs: Mapping[str, Any]
 ) -> tuple[PromptStyle, str]:
     """ChatGLM2 or ChatGLM3, and why: by its role tokens, else by name, else by the released code, which is not run."""
-    if "<|user|>" in json.dumps(tokenizer_config, ensure_ascii=False):
-        return "chatglm3", "tokenizer_config.json names <|user|>"
+    if "<|" in json.dumps(tokenizer_config, ensure_ascii=False):
+        return "chatglm3", "tokenizer_config.json knows role tokens"
     names = [tokenizer_config.get("name_or_path"), config.get("_name_or_path"), path]
     for name in filter(None, names):
         for style in _CONTROL_TOKENS:
@@ -144,8 +144,8 @@ def _find_prompt_style(
                 return style, f"from the name {name}"
     code = _find_file(path, "tokenization_chatglm.py", hub_kwargs)
     if code is not None:
-        style = "chatglm3" if "<|user|>" in code.read_text(encoding="utf-8") else "chatglm2"
-        return style, "from tokenization_chatglm.py"
+        has_roles = "<|user|>" in code.read_text(encoding="utf-8")
+        return "chatglm3" if has_roles else "chatglm2", "from tokenization_chatglm.py"
     logger.warning(
         "%s: nothing here tells ChatGLM2 from ChatGLM3; if it is ChatGLM3, give prompt_style chatglm3, "
         "or put ChatGLM3's name into _name_or_path of config.json",
@@ -245,25 +245,28 @@ def _read_sentencepiece(file: Path) -> Any:
             f"{file}: this is a tiktoken vocabulary, as GLM-4 is released with; that layout is not supported yet. "
             "Use GLM-4 in transformers' own layout (the repositories whose name ends in -hf)"
         )
-    model = sentencepiece_model_pb2.ModelProto()
+    model: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         model.ParseFromString(content)
     except DecodeError as error:
         raise CheckpointError(f"{file}: this is no sentencepiece model, or it is cut off; fetch it again") from error
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     expected = {
-        "a BPE model": trainer.model_type == _SENTENCEPIECE_BPE,
+        "the type BPE": trainer.model_type == _SENTENCEPIECE_BPE,
         "byte fallback": trainer.byte_fallback,
         "no text normalization": not normalizer.precompiled_charsmap and not normalizer.remove_extra_whitespaces,
         "a space put in front": normalizer.add_dummy_prefix and not trainer.treat_whitespace_as_suffix,
         "an eos piece": trainer.eos_id >= 0,
         "no user-defined pieces": all(piece.type != _USER_DEFINED for piece in model.pieces),
+        "no piece of a control token's name": {piece.piece for piece in model.pieces}.isdisjoint(
+            _CONTROL_TOKENS["chatglm3"]
+        ),
     }
     unmet = [name for name, is_met in expected.items() if not is_met]
     if unmet:
         raise CheckpointError(
-            f"{file}: ChatGLM2 and ChatGLM3 have a sentencepiece model with {', '.join(expected)}; this one lacks: "
-            f"{', '.join(unmet)}. It belongs to another model, or was trained with other settings"
+            f"{file}: this one lacks {', '.join(unmet)}. The sentencepiece model of ChatGLM2 and ChatGLM3 has "
+            f"{', '.join(expected)}; this one belongs to another model, or was trained with other settings"
         )
     return model
 

@@ -1,0 +1,195 @@
+"""From a command line to the resolved `Arguments`, or to one error that lists every problem."""
+
+import dataclasses
+import difflib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable
+from types import MappingProxyType
+from typing import Any
+
+from softlaunch.arguments.checks import Finding, find_conflicts, find_idle_values
+from softlaunch.arguments.groups import Arguments, DataArguments, ModelArguments, TrainingArguments, TuningArguments
+from softlaunch.arguments.help import format_help
+from softlaunch.arguments.old_names import Idle, current_options, find_idle, find_old_name, idle_names, old_names
+from softlaunch.arguments.options import Option, Refused, from_json, from_text
+from softlaunch.arguments.sources import Given, read_sources
+from softlaunch.errors import ArgumentError
+
+logger = logging.getLogger(__name__)
+
+_SWITCH = Option(name="", group="", kinds=frozenset({"bool"}), default=False, help="")
+
+
+def parse_arguments(argv: list[str] | None = None, *, unused: Iterable[str] = (), description: str = "") -> Arguments:
+    """Reads `run.json`, `run.json --option value …` or flags alone; flags win over the file, later flags over earlier.
+
+    Flags are `--option value`, `--option=value`, `--option a b` for lists, `--option` and `--no_option` for switches,
+    JSON text for options that take an object, and `null` to unset what may be unset. Relative paths, in the file too,
+    are relative to the current directory. `--help` prints all options and exits.
+
+    Args:
+        argv: the command line after the script's name; that of this process if None.
+        unused: options that the calling recipe does not read: a line says so if one is given.
+        description: what the recipe does, for `--help`.
+
+    Returns:
+        The arguments. Warnings (old names, options without effect, keys given twice) are logged on the first process.
+
+    Raises:
+        ArgumentError: lists all problems, each with its file and key or its flag, the value, and what is allowed.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if "-h" in argv or "--help" in argv:
+        sys.stdout.write(format_help(description))
+        raise SystemExit(0)
+    given, warnings = read_sources(argv)
+    reading = _Reading(warnings=warnings)
+    for item in given:
+        reading.take(item)
+    reading.check(frozenset(unused))
+    if os.environ.get("RANK", "0") == "0":  # before the process group exists there is nothing else to ask
+        for warning in reading.warnings:
+            logger.warning(warning)
+    if reading.problems:
+        raise _list_problems(reading.problems)
+    return _construct(reading, argv)
+
+
+@dataclasses.dataclass
+class _Reading:
+    """What has been understood so far. `refused` names options that were given, but not understood."""
+
+    values: dict[str, Any] = dataclasses.field(default_factory=dict)
+    origins: dict[str, Given] = dataclasses.field(default_factory=dict)
+    refused: set[str] = dataclasses.field(default_factory=set)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+    def take(self, given: Given) -> None:
+        """Adds one given value to the values, the warnings or the problems."""
+        given = _expand_negation(given)
+        idle, old = find_idle(given.name), find_old_name(given.name)
+        if idle is not None:
+            if not _is_harmless(idle, given):
+                self.warnings.append(f"{given.shown} has no effect: {idle.reason}")
+            return
+        name = old.new if old else given.name
+        option = current_options().get(name)
+        if option is None:
+            self.problems.append(f"{given.where}: there is no such option{_nearest(given)}")
+            return
+        try:
+            if old is not None and old.when_true is not None:
+                value = old.when_true if _convert(_SWITCH, given) else option.default
+            elif old is not None and old.below is not None:
+                value = _convert(dataclasses.replace(option, below=old.below), given)
+            else:
+                value = _convert(option, given)
+        except Refused as error:
+            self.refused.add(name)
+            self.problems.append(f"{given.shown}: {error}")
+            return
+        if old is not None:
+            self.warnings.append(f"{given.where} is called {name} today: write {_as_given(name, value, given).setting}")
+        self._set(name, value, given)
+
+    def _set(self, name: str, value: Any, given: Given) -> None:
+        earlier = self.origins.get(name)
+        if earlier is not None and earlier.file == given.file and self.values[name] != value:
+            if earlier.name == given.name:  # --option and --no_option
+                self.warnings.append(f"{earlier.shown} and {given.shown} are both given: the last one counts")
+            else:
+                self.problems.append(f"{earlier.shown} and {given.shown} name the same option: give {name} alone")
+        self.values[name] = value
+        self.origins[name] = given
+
+    def check(self, unused: frozenset[str]) -> None:
+        """Adds the problems and warnings that concern several options, or options that were not given."""
+        options = current_options()
+        values = {name: option.default for name, option in options.items()} | self.values
+        for name, option in options.items():
+            if option.required and not values[name] and name not in self.refused:
+                self.problems.append(f"{name} is missing: {option.help}")
+        self.problems += [self._trace(finding) for finding in find_conflicts(values) if self._is_sure(finding)]
+        idle = [self._trace(finding) for finding in find_idle_values(values, self.values) if self._is_sure(finding)]
+        idle += [f"{self.origins[name].shown} has no effect in this recipe" for name in self.values if name in unused]
+        self.warnings += idle
+
+    def _is_sure(self, finding: Finding) -> bool:
+        names, _ = finding
+        return self.refused.isdisjoint(names)
+
+    def _trace(self, finding: Finding) -> str:
+        names, message = finding
+        given = [self.origins[name].shown for name in names if name in self.origins]
+        return message + (f" (given: {'; '.join(given)})" if given else "")
+
+
+def _expand_negation(given: Given) -> Given:
+    """`--no_option` as `--option false`; other flags unchanged. `no_cuda` is a name of its own."""
+    if given.file is not None or not given.name.startswith("no_") or given.value or find_old_name(given.name):
+        return given
+    positive = given.name.removeprefix("no_")
+    old = find_old_name(positive)
+    option = current_options().get(old.new if old else positive)
+    is_switch = find_idle(positive) is not None or (option is not None and "bool" in option.kinds)
+    return Given(positive, ["false"]) if is_switch else given
+
+
+def _is_harmless(idle: Idle, given: Given) -> bool:
+    if given.file is not None:
+        return given.value in (None, idle.harmless)
+    return (" ".join(given.value).lower() or "true") == str(idle.harmless).lower()
+
+
+def _convert(option: Option, given: Given) -> Any:
+    return from_text(option, given.value) if given.file is None else from_json(option, given.value)
+
+
+def _as_given(name: str, value: Any, like: Given) -> Given:
+    """`value` under `name`, written the way `like` was."""
+    if like.file is not None:
+        return Given(name, value, like.file)
+    return Given(name, [value if isinstance(value, str) else json.dumps(value)])
+
+
+def _nearest(given: Given) -> str:
+    names = {**{name: name for name in (*current_options(), *idle_names())}, **old_names()}
+    near = difflib.get_close_matches(given.name.lower().replace("-", "_"), names, n=1)
+    if not near:
+        return " (--help lists all)"
+    return f"; did you mean {'' if given.file else '--'}{names[near[0]]}?"
+
+
+def _list_problems(problems: list[str]) -> ArgumentError:
+    if len(problems) == 1:
+        return ArgumentError(problems[0])
+    return ArgumentError("\n".join([f"{len(problems)} problems in the arguments:", *(f"  {p}" for p in problems)]))
+
+
+def _construct(reading: _Reading, argv: list[str]) -> Arguments:
+    """The four groups. TrainingArguments come last: to make them touches devices and the process group."""
+
+    def given(group: str) -> dict[str, Any]:
+        return {name: value for name, value in reading.values.items() if current_options()[name].group == group}
+
+    model = ModelArguments(**given("model"))
+    tuning = TuningArguments(**given("tuning"))
+    data = DataArguments(**given("data"))
+    try:
+        training = TrainingArguments(**given("training"))
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        # transformers' own checks, nested settings that it hands on, a file or package that an option needs
+        raise ArgumentError(f"the training arguments do not fit each other or this machine: {error}") from error
+    return Arguments(
+        model=model,
+        tuning=tuning,
+        data=data,
+        training=training,
+        sources=MappingProxyType({name: item.file or f"--{item.name}" for name, item in reading.origins.items()}),
+        warnings=tuple(reading.warnings),
+        argv=tuple(argv),
+    )

@@ -1,0 +1,111 @@
+"""Reads what was given: a JSON file, flags, or both. Nothing is interpreted here."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softlaunch.arguments.redact import redact
+from softlaunch.errors import ArgumentError
+
+_SHOWN_CHARS = 100
+
+
+@dataclass(frozen=True)
+class Given:
+    """One value as it was given: a JSON value of the key `name` in `file`, or the words after the flag `--name`."""
+
+    name: str
+    value: Any
+    file: str | None = None
+
+    @property
+    def where(self) -> str:
+        """`run.json: name` or `--name`."""
+        return f"{self.file}: {self.name}" if self.file else f"--{self.name}"
+
+    @property
+    def setting(self) -> str:
+        """`name = value` or `--name value`, shortened and without secrets."""
+        value = redact(self.value, self.name)
+        if self.file:
+            text = f"{self.name} = {json.dumps(value, ensure_ascii=False)}"
+        else:
+            text = " ".join([f"--{self.name}", *([value] if isinstance(value, str) else value)])
+        return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"
+
+    @property
+    def shown(self) -> str:
+        """`setting` with the file that it stands in, for messages."""
+        return f"{self.file}: {self.setting}" if self.file else self.setting
+
+
+def read_sources(argv: list[str]) -> tuple[list[Given], list[str]]:
+    """What `argv` gives, in the order in which later values win, and warnings for what it gives twice.
+
+    Raises ArgumentError if the argument file cannot be read or a word belongs to no flag: what was meant by the rest
+    is then anybody's guess.
+    """
+    given: list[Given] = []
+    warnings: list[str] = []
+    if argv and not argv[0].startswith("-"):
+        given = _read_file(argv[0], warnings)
+        argv = argv[1:]
+    return given + _read_flags(argv, warnings), warnings
+
+
+def _read_file(path: str, warnings: list[str]) -> list[Given]:
+    repeated: list[tuple[dict[str, Any], str, Any]] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                repeated.append((found, key, found[key]))
+            found[key] = value
+        return found
+
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ArgumentError(f"{path}: there is no such argument file (looked from {Path.cwd()})") from None
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"{path}: an argument file must be UTF-8: {error}; save it as UTF-8") from None
+    except OSError as error:
+        raise ArgumentError(f"{path}: the argument file cannot be read: {error.strerror}") from None
+    try:
+        values = json.loads(text, object_pairs_hook=collect)
+    except json.JSONDecodeError as error:
+        hint = "; is this a file of rows? Name it as train_file instead" if error.msg == "Extra data" else ""
+        raise ArgumentError(
+            f"{path}:{error.lineno}:{error.colno}: the argument file is no valid JSON: {error.msg}{hint}"
+        ) from None
+    if not isinstance(values, dict):
+        raise ArgumentError(
+            f'{path}: an argument file holds one JSON object, {{"option": value, …}}, not {type(values).__name__}'
+        )
+    for owner, key, first in repeated:
+        # Inside a nested object the values may belong to a secret that only the outer key tells of.
+        shown = f": first {json.dumps(redact(first, key), ensure_ascii=False)}" if owner is values else ""
+        last = f", last {json.dumps(redact(owner[key], key), ensure_ascii=False)}" if owner is values else ""
+        warnings.append(f"{path}: {key} is given more than once{shown}{last}; the last one counts")
+    return [Given(key, value, path) for key, value in values.items()]
+
+
+def _read_flags(argv: list[str], warnings: list[str]) -> list[Given]:
+    found: list[tuple[str, list[str]]] = []
+    for token in argv:
+        if token.startswith("--") and len(token) > 2:
+            name, equals, text = token[2:].partition("=")
+            found.append((name.replace("-", "_"), [text] if equals else []))
+        elif found:
+            found[-1][1].append(token)
+        else:
+            raise ArgumentError(
+                f"'{token}' belongs to no option; write RUN.json --option value …, the file first (--help lists all)"
+            )
+    for name, times in Counter(name for name, _ in found).items():
+        if times > 1:
+            warnings.append(f"--{name} is given {times} times: the last one counts")
+    return [Given(name, words) for name, words in dict(found).items()]

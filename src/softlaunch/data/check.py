@@ -1,0 +1,146 @@
+"""Which rows can be used, and what to say about the others."""
+
+import json
+import reprlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from softlaunch.data.sources import BadRow, argument_file_message, place
+from softlaunch.errors import DataError
+
+_MAX_SHOWN = 5  # offenders listed per kind
+
+Turns = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns to take from every row; `history` None where there is none."""
+
+    prompt: str
+    response: str
+    history: str | None
+    require_response: bool
+
+
+def check_row(fields: dict[str, Any], columns: Columns) -> tuple[str, str, Turns] | BadRow:
+    """`(prompt, response, history)` of one row, or what is wrong with it.
+
+    A missing history is []; where no response is required, a missing one is "".
+    """
+    problem = _text_problem(fields, columns.prompt, required=True) or _text_problem(
+        fields, columns.response, required=columns.require_response
+    )
+    if problem:
+        return problem
+    history = _history(fields, columns.history) if columns.history else []
+    if isinstance(history, BadRow):
+        return history
+    return fields[columns.prompt], fields.get(columns.response) or "", history
+
+
+def require_columns(path: Path, rows: list[dict[str, Any]], needed: Iterable[str], advice: str = "") -> None:
+    """Stops if a column occurs in none of `rows`, the first of the file: then its name is wrong, not the rows.
+
+    Raises:
+        DataError: with the columns that there are, the nearest of their names, and `advice`.
+    """
+    found = list(dict.fromkeys(name for row in rows for name in row))
+    missing = [name for name in needed if name not in found]
+    if not rows or not missing:
+        return
+    message = argument_file_message(path, rows[0])
+    if message is None:
+        columns = ", ".join(f'"{name}"' for name in found)
+        near = get_close_matches(missing[0], found, n=1)
+        hint = f'Did you mean "{near[0]}"?' if near else advice
+        message = f'{path} has no column "{missing[0]}". Its columns are: {columns}. {hint}'.rstrip()
+    raise DataError(message)
+
+
+@dataclass
+class Problems:
+    """The bad rows of one file: how many of each kind, and where the first ones stand."""
+
+    num_rows: int = 0  # rows read, good ones included
+    counts: Counter[str] = field(default_factory=Counter)
+    _shown: defaultdict[str, list[tuple[int, str]]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, number: int, bad: BadRow) -> None:
+        """Counts a bad record of this number (see `sources`)."""
+        self.counts[bad.kind] += 1
+        if self.counts[bad.kind] <= _MAX_SHOWN:
+            self._shown[bad.kind].append((number, bad.detail))
+
+    def error(self, path: Path) -> DataError:
+        """The error that lists them."""
+        num_bad = self.counts.total()
+        lines = [f"{path}: {num_bad:,} of {self.num_rows:,} rows cannot be used."]
+        for kind, count in self.counts.most_common():
+            lines.append(f"{count:,} × {kind}")
+            lines += [f"  {place(path, number)}" + (detail and f": {detail}") for number, detail in self._shown[kind]]
+            if count > _MAX_SHOWN:
+                lines.append(f"  and {count - _MAX_SHOWN:,} more")
+        if num_bad < self.num_rows:
+            lines.append("Mend these rows, or set skip_bad_rows to drop them.")
+        return DataError("\n".join(lines))
+
+
+def _text_problem(fields: dict[str, Any], name: str, *, required: bool) -> BadRow | None:
+    value = fields.get(name)
+    if isinstance(value, str):
+        if required and not value.strip():
+            return BadRow(f'"{name}" is empty')
+        return None if _is_unicode(value) else _half_character(name)
+    if value is not None:
+        return _not_a_string(name, value)
+    if not required:
+        return None
+    return BadRow(f'"{name}" is null' if name in fields else f'no "{name}"')
+
+
+def _not_a_string(name: str, value: Any) -> BadRow:
+    shown = reprlib.repr(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return BadRow(f'"{name}" is not a string', f'the number {shown}; as text: "{shown}"' if is_number else shown)
+
+
+def _half_character(name: str) -> BadRow:
+    return BadRow(f'"{name}" holds half a character (an unpaired surrogate, such as \\ud83d)')
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be stored and tokenized: JSON can spell one half of a surrogate pair, UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _history(fields: dict[str, Any], name: str) -> Turns | BadRow:
+    value = fields.get(name)
+    if isinstance(value, str):  # a CSV cell holds the pairs as JSON
+        try:
+            value = json.loads(value) if value.strip() else []
+        except (ValueError, RecursionError):
+            return _bad_history(name, value)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(_is_pair(pair) for pair in value):
+        return _bad_history(name, value)
+    if not all(_is_unicode(text) for pair in value for text in pair):
+        return _half_character(name)
+    return value
+
+
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], str)
+
+
+def _bad_history(name: str, value: Any) -> BadRow:
+    return BadRow(f'"{name}" is no list of pairs of strings, [["question", "answer"], …]', reprlib.repr(value))

@@ -1,0 +1,81 @@
+"""A data file to encoded rows: reading, encoding and a report of lengths, as the arguments ask for."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import datasets
+from transformers import PreTrainedTokenizerBase
+
+from softlaunch.arguments import DataArguments
+from softlaunch.data.encode import EncodeOptions, encode_for_generation, encode_for_training
+from softlaunch.data.read import read_rows
+
+logger = logging.getLogger(__name__)
+
+
+def training_rows(
+    file: str, arguments: DataArguments, tokenizer: PreTrainedTokenizerBase, max_rows: int | None = None
+) -> datasets.Dataset:
+    """`input_ids`, `labels` and `row_id` of every row of `file`, for training and for `eval_loss`."""
+    return _encoded(file, arguments, tokenizer, max_rows, encode_for_training, require_response=True)
+
+
+def prompt_rows(
+    file: str, arguments: DataArguments, tokenizer: PreTrainedTokenizerBase, max_rows: int | None = None
+) -> datasets.Dataset:
+    """`input_ids` (the prompt), `reference` and `row_id` of every row of `file`, for generating answers."""
+    return _encoded(file, arguments, tokenizer, max_rows, encode_for_generation, require_response=False)
+
+
+def _encoded(
+    file: str,
+    arguments: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    max_rows: int | None,
+    encode: Callable,
+    *,
+    require_response: bool,
+) -> datasets.Dataset:
+    rows = read_rows(
+        file,
+        prompt_column=arguments.prompt_column,
+        response_column=arguments.response_column,
+        history_column=arguments.history_column,
+        file_encoding=arguments.file_encoding,
+        skip_bad_rows=arguments.skip_bad_rows,
+        max_rows=max_rows,
+        require_response=require_response,
+    )
+    options = EncodeOptions(
+        max_source_length=arguments.max_source_length,
+        max_target_length=arguments.max_target_length,
+        source_prefix=arguments.source_prefix,
+        train_on_all_turns=arguments.train_on_all_turns,
+        legacy_truncation=arguments.legacy_truncation,
+    )
+    encoded = rows.map(
+        encode,
+        batched=True,
+        fn_kwargs={"tokenizer": tokenizer, "options": options},
+        remove_columns=[name for name in rows.column_names if name != "row_id"],
+        num_proc=arguments.preprocessing_num_workers,
+        load_from_cache_file=not arguments.overwrite_cache,
+    )
+    cut = [name for name in encoded.column_names if name.startswith("num_cut_")]
+    _report(file, encoded, cut)
+    return encoded.remove_columns(cut)
+
+
+def _report(file: str, encoded: datasets.Dataset, cut: Sequence[str]) -> None:
+    lengths = sorted(len(ids) for ids in encoded["input_ids"])
+    median, p95 = (lengths[int(share * (len(lengths) - 1))] for share in (0.5, 0.95))
+    logger.info("%s: %d rows, tokens median %d, p95 %d, max %d", file, len(lengths), median, p95, lengths[-1])
+    for name in cut:
+        tokens: list[Any] = [n for n in encoded[name] if n]
+        if tokens:
+            limit = name.removeprefix("num_cut_").removesuffix("_tokens")
+            logger.warning(
+                "%s: %d of %d rows are longer than max_%s_length and lost %d tokens of it in all",
+                *(file, len(tokens), len(lengths), limit, sum(tokens)),
+            )

@@ -1,0 +1,154 @@
+"""Data files to checked rows.
+
+The rows of a file are checked once and written to an Arrow file in the cache of `datasets`, under a name made from
+the file's content and the options. So a large file never lies in memory, every process of a run maps the same rows,
+and what `Dataset.map` makes of them is cached beside them.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import astuple
+from itertools import chain, islice
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+from filelock import FileLock
+
+from softlaunch.data.check import Columns, Problems, check_row, require_columns
+from softlaunch.data.sources import BadRow, records, require_source
+from softlaunch.data.text_encoding import codec_name
+from softlaunch.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_CHECK_VERSION = 1  # raise it when the same file and options give other rows
+_ROWS_FILE = "rows.arrow"
+_DROPPED_FILE = "dropped.json"
+_BATCH_ROWS = 1000
+_HEAD_ROWS = 100  # a column that occurs in none of these has the wrong name
+
+
+def read_rows(
+    path: str | Path,
+    *,
+    prompt_column: str,
+    response_column: str,
+    history_column: str | None = None,
+    file_encoding: str = "utf-8",
+    skip_bad_rows: bool = False,
+    max_rows: int | None = None,
+    require_response: bool = True,
+    cache_dir: str | Path | None = None,
+) -> datasets.Dataset:
+    """Reads and checks a file of prompts and responses: JSON lines, a JSON array, CSV, TSV, Parquet, `save_to_disk`.
+
+    Args:
+        path: the file, or the directory that `Dataset.save_to_disk` wrote.
+        prompt_column: name of the column of prompts; an empty prompt is a bad row.
+        response_column: name of the column of responses; an empty or missing one is a bad row if `require_response`.
+        history_column: name of the column of earlier turns, lists of [question, answer]; null or missing means none.
+        file_encoding: how text files are encoded. A byte order mark and CRLF are fine.
+        skip_bad_rows: drops bad rows and logs how many of each kind, in place of an error.
+        max_rows: takes the first so many good rows and reads no further.
+        require_response: False for rows that are only to be answered: an empty or missing response becomes "".
+        cache_dir: where the checked rows are kept; by default where `datasets` keeps its own (HF_DATASETS_CACHE).
+
+    Returns:
+        A memory-mapped dataset with the columns `row_id` (int64, the place of the row among all rows of the file, from
+        0, bad ones counted), `prompt`, `response` (strings) and, if asked for, `history` (list of pairs of strings).
+        Several processes may read the same file at once.
+
+    Raises:
+        DataError: no such file, a wrong format or encoding, a missing column, or bad rows; it names `file:line`.
+        ArgumentError: `file_encoding` is no text encoding.
+    """
+    assert max_rows is None or max_rows > 0
+    path = Path(path)
+    codec = codec_name(file_encoding)
+    require_source(path)
+    columns = Columns(prompt_column, response_column, history_column, require_response)
+    options = [_CHECK_VERSION, path.suffix.lower(), codec, astuple(columns), skip_bad_rows, max_rows]
+    key = f"{_content_digest(path)}-{hashlib.sha256(json.dumps(options).encode()).hexdigest()[:16]}"
+    directory = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "softlaunch" / key
+    if not (directory / _ROWS_FILE).exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        with FileLock(directory / "lock"):
+            if not (directory / _ROWS_FILE).exists():  # another process may have written it while we waited
+                _write_good_rows(directory, path, codec, columns, skip_bad_rows, max_rows)
+    _log_dropped(path, **json.loads((directory / _DROPPED_FILE).read_text()))
+    return datasets.Dataset.from_file(str(directory / _ROWS_FILE))
+
+
+def _content_digest(path: Path) -> str:
+    """A hash of the file; of a saved dataset, of its state, which holds a fingerprint that every change renews."""
+    digest = hashlib.sha256()
+    with (path / "state.json" if path.is_dir() else path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:32]
+
+
+def _write_good_rows(
+    directory: Path, path: Path, codec: str, columns: Columns, skip_bad_rows: bool, max_rows: int | None
+) -> None:
+    """Leaves `rows.arrow` and `dropped.json` in `directory`, or raises and leaves neither."""
+    problems = Problems()
+    rows = islice(_good_rows(path, codec, columns, problems), max_rows)
+    incomplete = directory / f"{_ROWS_FILE}.incomplete"
+    try:
+        num_written = _write_arrow(incomplete, rows, with_history=columns.history is not None)
+        if problems.counts and not (skip_bad_rows and num_written):
+            raise problems.error(path)
+        if not num_written:
+            raise DataError(f"{path} has no rows. A data file needs at least one.")
+        (directory / _DROPPED_FILE).write_text(json.dumps({"num_rows": problems.num_rows, "counts": problems.counts}))
+        incomplete.replace(directory / _ROWS_FILE)
+    finally:
+        incomplete.unlink(missing_ok=True)
+
+
+def _good_rows(path: Path, codec: str, columns: Columns, problems: Problems) -> Iterator[tuple]:
+    """Tuples `(row_id, prompt, response, history)`; counts the other rows in `problems`."""
+    found = records(path, codec)
+    head = list(islice(found, _HEAD_ROWS))
+    head_fields = [fields for _, fields in head if isinstance(fields, dict)]
+    require_columns(path, head_fields, (columns.prompt, columns.response))
+    has_history = False
+    for row_id, (number, fields) in enumerate(chain(head, found)):
+        problems.num_rows += 1
+        has_history = has_history or (isinstance(fields, dict) and columns.history in fields)
+        row = fields if isinstance(fields, BadRow) else check_row(fields, columns)
+        if isinstance(row, BadRow):
+            problems.add(number, row)
+        else:
+            yield (row_id, *row)
+    if columns.history and not has_history:
+        require_columns(
+            path, head_fields, [columns.history], advice="Leave history_column out if no row has a history."
+        )
+
+
+def _write_arrow(path: Path, rows: Iterator[tuple], *, with_history: bool) -> int:
+    """Writes the rows as an Arrow stream that `Dataset.from_file` maps; returns their number."""
+    text = datasets.Value("string")
+    features = datasets.Features({"row_id": datasets.Value("int64"), "prompt": text, "response": text})
+    if with_history:
+        features["history"] = datasets.List(datasets.List(text))
+    schema = features.arrow_schema
+    num_written = 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        while batch := list(islice(rows, _BATCH_ROWS)):
+            values = list(zip(*batch, strict=True))[: len(schema)]
+            arrays = [pa.array(column, type=kind) for column, kind in zip(values, schema.types, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            num_written += len(batch)
+    return num_written
+
+
+def _log_dropped(path: Path, num_rows: int, counts: dict[str, int]) -> None:
+    if counts:
+        kinds = "; ".join(f"{count:,} × {kind}" for kind, count in counts.items())
+        logger.warning("%s: dropped %s of %s rows: %s", path, f"{sum(counts.values()):,}", f"{num_rows:,}", kinds)

@@ -1,0 +1,221 @@
+"""Data files as streams of records, whatever their format; nothing here holds a whole file in memory.
+
+A record is `(number, fields)`: the line on which the row begins, counted from 1 (for Parquet files and `datasets`
+directories, which have no lines, the row, counted from 0), and either a dict of its fields or a `BadRow` where the
+format itself is broken.
+"""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from softlaunch.data.json_array import array_values
+from softlaunch.data.text_encoding import encoding_error
+from softlaunch.errors import DataError
+
+_START_CHARACTERS = 1 << 16  # enough to know the format by, and to hold any argument file
+_PARQUET_MAGIC = b"PAR1"
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_ALLOWED = "Allowed: JSON lines, one JSON array, CSV (.csv), TSV (.tsv), Parquet, a directory that save_to_disk wrote."
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """Why a row cannot be used: `kind` is the same for all rows with the same fault, `detail` belongs to this one."""
+
+    kind: str
+    detail: str = ""
+
+
+Record = tuple[int, dict[str, Any] | BadRow]
+
+
+def require_source(path: Path) -> None:
+    """Stops if there is nothing to read at `path`.
+
+    Raises:
+        DataError: no such file, or a directory that is no saved dataset.
+    """
+    if path.is_dir():
+        _require_dataset_directory(path)
+    elif not path.exists():
+        raise DataError(_missing_message(path))
+
+
+def records(path: Path, codec: str) -> Iterator[Record]:
+    """Streams the records of a file or of a `datasets` directory; its content, then its suffix, tell the format.
+
+    Raises:
+        DataError: empty, of no known format, wrongly encoded, or broken beyond a single row.
+    """
+    try:
+        yield from _reader(path, codec)(path)
+    except UnicodeDecodeError:
+        raise encoding_error(path, codec) from None
+
+
+def place(path: Path, number: int) -> str:
+    """`file:line` of a record, or `file:row N` where there are no lines."""
+    return f"{path}:{number}" if path.is_file() and not _is_parquet(path) else f"{path}:row {number}"
+
+
+def argument_file_message(path: Path, fields: dict[str, Any]) -> str | None:
+    """What to say if these fields are those of a run's argument file and not of a row; else None."""
+    if fields.keys().isdisjoint(("model_name_or_path", "train_file", "output_dir")):
+        return None
+    named = fields.get("train_file")
+    hint = f' ("{named}", as it says itself)' if isinstance(named, str) else ""
+    return f"{path} is an argument file of a run, not a file of rows. Give the file that holds the rows{hint}."
+
+
+def _missing_message(path: Path) -> str:
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, names, n=1)
+    hint = f' In the same directory there is "{near[0]}".' if near else ""
+    return f"The data file {path} does not exist (looked for {path.absolute()}).{hint}"
+
+
+def _require_dataset_directory(path: Path) -> None:
+    if (path / "dataset_dict.json").exists():
+        splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        raise DataError(f"{path} holds several splits: {', '.join(splits)}. Give one, such as {path / splits[0]}.")
+    if not (path / "state.json").exists():
+        raise DataError(f"{path} is a directory, but not one that the save_to_disk of datasets wrote. {_ALLOWED}")
+
+
+def _is_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
+
+
+def _reader(path: Path, codec: str) -> Callable[[Path], Iterator[Record]]:
+    if path.is_dir():
+        return _dataset_directory
+    if _is_parquet(path):
+        return _parquet
+    _refuse_binary(path)
+    suffix = path.suffix.lower()
+    with path.open(encoding=codec) as file:
+        start = file.read(_START_CHARACTERS).lstrip()
+    if not start:
+        raise DataError(f"{path} is empty. A data file needs at least one row.")
+    if suffix in _DELIMITERS:
+        return partial(_delimited, codec=codec, delimiter=_DELIMITERS[suffix])
+    if start.startswith("["):
+        return partial(_json_array, codec=codec)
+    if start.startswith("{"):
+        _refuse_spread_object(path, start)
+        return partial(_json_lines, codec=codec)
+    raise DataError(f"{path} is of an unknown format: it begins with {start[:20]!r}. {_ALLOWED}")
+
+
+def _refuse_binary(path: Path) -> None:
+    with path.open("rb") as file:
+        magic = file.read(40)
+    if magic.startswith(b"version https://git-lfs.github.com"):
+        raise DataError(f"{path} is a Git LFS pointer, not the data itself. Fetch the data with: git lfs pull")
+    if magic.startswith((b"\x1f\x8b", b"PK\x03\x04")):
+        raise DataError(f"{path} is compressed (gzip, zip or Excel). Unpack it, or export it as CSV. {_ALLOWED}")
+
+
+def _refuse_spread_object(path: Path, start: str) -> None:
+    """Stops at an object that spans several lines: an argument file, or rows that are not one to a line."""
+    if start.partition("\n")[0].strip() != "{":
+        return
+    try:
+        fields, end = json.JSONDecoder().raw_decode(start)
+    except (ValueError, RecursionError):
+        return  # broken: the reader of lines says where
+    message = argument_file_message(path, fields)
+    if message is None and start[end:].strip():
+        message = (
+            f"{path}: a row spans several lines. Write one row to a line, or the rows as one array: [{{…}}, {{…}}]."
+        )
+    if message is None:
+        keys = ", ".join(f'"{key}"' for key in list(fields)[:10])
+        message = f"{path} is a single JSON object with {keys}. Write one row to a line, or the rows as one array."
+    raise DataError(message)
+
+
+def _json_lines(path: Path, codec: str) -> Iterator[Record]:
+    with path.open(encoding=codec, newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            if line.isspace():
+                continue
+            try:
+                fields = json.loads(line)
+            except json.JSONDecodeError as error:
+                yield number, BadRow("broken JSON", f"{error.msg}, column {error.colno}")
+            except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of brackets
+                yield number, BadRow("broken JSON", str(error))
+            else:
+                yield number, _object(fields)
+
+
+def _object(value: Any) -> dict[str, Any] | BadRow:
+    if isinstance(value, dict):
+        return value
+    return BadRow("not a JSON object, such as {…}", f"found {type(value).__name__}")
+
+
+def _json_array(path: Path, codec: str) -> Iterator[Record]:
+    with path.open(encoding=codec, newline="") as file:
+        for number, value in array_values(path, file):
+            yield number, _object(value)
+
+
+def _delimited(path: Path, codec: str, delimiter: str) -> Iterator[Record]:
+    with path.open(encoding=codec, newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header = _header(path, reader)
+        while True:
+            number = reader.line_num + 1
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield number, BadRow("broken CSV", str(error))
+                continue
+            if values:
+                yield number, _named(header, values)
+
+
+def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
+    try:
+        header = next(reader)
+    except csv.Error as error:
+        raise DataError(f"{path}:1: broken CSV in the header: {error}. The first line must name the columns.") from None
+    repeated = [name for name, count in Counter(header).items() if count > 1]
+    if repeated:
+        raise DataError(f'{path}:1: the header names the column "{repeated[0]}" more than once. Rename or drop one.')
+    return header
+
+
+def _named(header: list[str], values: list[str]) -> dict[str, Any] | BadRow:
+    if len(values) != len(header):
+        return BadRow("not as many fields as the header has", f"{len(values)} instead of {len(header)}")
+    return dict(zip(header, values, strict=True))
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        batches = pa.parquet.ParquetFile(path).iter_batches(batch_size=1000)
+        yield from enumerate(row for batch in batches for row in batch.to_pylist())
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path} is a damaged Parquet file: {error}") from None
+
+
+def _dataset_directory(path: Path) -> Iterator[Record]:
+    from datasets import load_from_disk
+
+    yield from enumerate(load_from_disk(str(path)))

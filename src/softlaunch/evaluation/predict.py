@@ -1,0 +1,174 @@
+"""Answers to rows: generated in batches of like length, and on disk as soon as they exist.
+
+Process 0 appends to `predictions.jsonl`, process r to `predictions.rank-r.jsonl` beside it; `merge` makes one file of
+them in the order of the rows. Every line names the settings that it was made with, so that a run which was killed goes on
+where it stopped, with any number of processes, and answers made with other settings are never taken for these.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from softlaunch.data.collate import GenerationCollator
+from softlaunch.data.order import batches_of_process
+
+logger = logging.getLogger(__name__)
+
+PREDICTIONS_FILE = "predictions.jsonl"
+_LOG_EVERY_S = 15.0
+# Where ChatGLM3 and GLM-4 hand over to somebody else instead of ending the text
+_TURN_TOKENS = ("<|user|>", "<|observation|>")
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How answers are generated; greedy unless `do_sample`. `max_new_tokens` does not count the prompt."""
+
+    max_new_tokens: int = 128
+    num_beams: int = 1
+    do_sample: bool = False
+    top_p: float = 0.7
+    temperature: float = 0.95
+
+    def config(self, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+        """For `generate`; nothing of the base model's own generation settings is kept."""
+        turns = [tokenizer.convert_tokens_to_ids(token) for token in _TURN_TOKENS if token in tokenizer.get_vocab()]
+        sampling = {"top_p": self.top_p, "temperature": self.temperature, "top_k": 0} if self.do_sample else {}
+        return GenerationConfig(
+            max_new_tokens=self.max_new_tokens,
+            num_beams=self.num_beams,
+            do_sample=self.do_sample,
+            eos_token_id=[tokenizer.eos_token_id, *turns],
+            pad_token_id=tokenizer.pad_token_id,
+            **sampling,
+        )
+
+    def digest(self, *what: str) -> str:
+        """Short digest of these options and of `what` else decides about the answers (the adapter, the test file)."""
+        return hashlib.sha256(json.dumps([asdict(self), *what]).encode()).hexdigest()[:12]
+
+
+def generate_answers(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: datasets.Dataset,
+    options: GenerationOptions,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    num_processes: int = 1,
+    synced: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """This process's share of the answers, as they come: `row_id`, `predict`, `labels` (the reference).
+
+    `rows`: `input_ids` (the prompt), `reference`, `row_id`. `synced`: every process calls `generate` equally often, as
+    ZeRO-3 and FSDP need; one that has run out of rows repeats its last batch and drops the answers.
+    """
+    collate, ids = GenerationCollator(tokenizer.pad_token_id), rows["input_ids"]
+    references, row_ids = rows["reference"], rows["row_id"]
+    batches, num_rounds = batches_of_process([len(i) for i in ids], batch_size, process_index, num_processes)
+    spare = batches[-1:] or [[0]]
+    num_batches, num_tokens, start = len(batches), 0, time.monotonic()
+    last_log = start
+    before, training = model.generation_config, model.training
+    model.generation_config = options.config(tokenizer)
+    model.eval()
+    try:
+        for number in range(num_rounds if synced else num_batches):
+            batch = batches[number] if number < num_batches else spare[0]
+            inputs = collate([{"input_ids": ids[row]} for row in batch])
+            inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+            with torch.no_grad():
+                out = model.generate(**inputs, synced_gpus=synced)
+            if number >= num_batches:
+                continue
+            new = out[:, inputs["input_ids"].shape[1] :]
+            num_tokens += int((new != tokenizer.pad_token_id).sum())
+            for row, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+                yield {"row_id": row_ids[row], "predict": text.strip(), "labels": references[row]}
+            if time.monotonic() - last_log > _LOG_EVERY_S:
+                last_log = time.monotonic()
+                speed = num_tokens / (last_log - start)
+                logger.info("answered %d of %d batches, %.0f tokens/s", number + 1, num_batches, speed)
+    finally:
+        model.generation_config = before
+        model.train(training)
+
+
+def predict(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: datasets.Dataset,
+    options: GenerationOptions,
+    directory: Path,
+    settings: str,
+    *,
+    process_index: int = 0,
+    num_processes: int = 1,
+    **kwargs: Any,
+) -> None:
+    """Write an answer to every row that has none yet under `settings`; see `generate_answers` for the rest.
+
+    Call `merge` when all processes have returned.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    done = {record["row_id"] for record in _read(directory, settings)}
+    todo = [index for index, row_id in enumerate(rows["row_id"]) if row_id not in done]
+    if done and todo:
+        logger.info("%d of %d rows are answered already, going on with the rest", len(done), len(rows))
+    if not todo:
+        return
+    share = {"process_index": process_index, "num_processes": num_processes}
+    with _part(directory, process_index).open("a", encoding="utf-8") as file:
+        for record in generate_answers(model, tokenizer, rows.select(todo), options, **share, **kwargs):
+            file.write(json.dumps({**record, "settings": settings}, ensure_ascii=False) + "\n")
+            file.flush()
+
+
+def merge(directory: Path, settings: str, num_rows: int) -> list[dict[str, Any]]:
+    """One `predictions.jsonl` in the order of the rows, with the answers of `settings` alone; returns them.
+
+    Raises RuntimeError when a row has no answer or two.
+    """
+    records = sorted(_read(directory, settings), key=lambda record: record["row_id"])
+    if len(records) != num_rows or len({record["row_id"] for record in records}) != num_rows:
+        raise RuntimeError(f"{directory}: {len(records)} answers for {num_rows} rows")
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    whole = directory / f"{PREDICTIONS_FILE}.tmp"
+    whole.write_text("".join(lines), encoding="utf-8")
+    parts = set(directory.glob("predictions.rank-*.jsonl"))
+    whole.replace(directory / PREDICTIONS_FILE)
+    for part in parts:
+        part.unlink()
+    return records
+
+
+def write_original_format(records: list[dict[str, Any]], file: Path) -> None:
+    """`generated_predictions.txt` as the original scripts write it: one JSON object a line, `labels` and `predict`."""
+    lines = [json.dumps({key: record[key] for key in ("labels", "predict")}, ensure_ascii=False) for record in records]
+    file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _part(directory: Path, process_index: int) -> Path:
+    return directory / (PREDICTIONS_FILE if process_index == 0 else f"predictions.rank-{process_index}.jsonl")
+
+
+def _read(directory: Path, settings: str) -> Iterator[dict[str, Any]]:
+    """The whole lines of every part that were made with `settings`; a line that a kill cut off is none."""
+    for part in sorted(directory.glob("predictions*.jsonl")):
+        for line in part.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if record.get("settings") == settings:
+                yield record

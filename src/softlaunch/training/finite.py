@@ -1,0 +1,56 @@
+"""Stopping at the first loss or gradient that is not a number, on every process, before the optimizer uses it."""
+
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from softlaunch.errors import UserError
+
+MAX_SKIPPED_STEPS = 20  # float16's loss scale starts at 2**16 and halves: this many misses in a row are no start-up
+
+
+class NotFiniteError(UserError):
+    """A loss or a gradient is infinite or not a number."""
+
+
+def stop_if_not_finite(loss: torch.Tensor, row_ids: torch.Tensor | None, step: int) -> None:
+    """Raise NotFiniteError on every process when `loss` (scalar) is not finite on any of them."""
+    finite = torch.isfinite(loss.detach())
+    if _on_all_processes(finite):
+        return
+    rows = "other processes' rows" if finite else f"rows {row_ids.tolist()}" if row_ids is not None else "this batch"
+    raise NotFiniteError(
+        f"the loss of step {step + 1} is {loss.item()} ({rows}). Likely causes: a learning rate that is too high, a "
+        "base in float16 that overflows (use bfloat16 or float32), or rows whose labels are all cut off"
+    )
+
+
+class NonFiniteGradients(TrainerCallback):
+    """Looks at the gradients right before the optimizer step. DeepSpeed keeps them to itself and checks them itself."""
+
+    def __init__(self, skips_overflow: bool):
+        self.skips_overflow = skips_overflow  # float16: the loss scaler leaves such a step out
+        self.num_skipped = 0
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        if not gradients or _on_all_processes(torch.stack([torch.isfinite(g).all() for g in gradients]).all()):
+            self.num_skipped = 0
+            return
+        self.num_skipped += 1
+        if self.skips_overflow and self.num_skipped < MAX_SKIPPED_STEPS:
+            return
+        many = f" for the {self.num_skipped}th time in a row" if self.skips_overflow else ""
+        raise NotFiniteError(
+            f"the gradient of step {state.global_step + 1} is not finite{many} although the loss is. Likely causes: a "
+            "learning rate that is too high, or a base in float16 that overflows (use bfloat16 or float32)"
+        )
+
+
+def _on_all_processes(flag: torch.Tensor) -> bool:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        agreed = flag.to(torch.int32)
+        torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MIN)
+        return bool(agreed.item())
+    return bool(flag.item())

@@ -1,0 +1,99 @@
+"""The one Trainer subclass: what the loss is, in which order rows come, and what a checkpoint holds."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import datasets
+import torch
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import EvalPrediction, PreTrainedModel, Trainer
+
+from softlaunch.data.collate import TrainingCollator
+from softlaunch.data.encode import IGNORED_LABEL
+from softlaunch.data.order import LengthGroupedSampler
+from softlaunch.training.finite import NonFiniteGradients, stop_if_not_finite
+
+AnswerScores = Callable[[nn.Module], dict[str, float]]
+
+
+class CausalTrainer(Trainer):
+    """Trains on (prompt, answer) rows with `input_ids`, `labels` and `row_id`.
+
+    Loss: the sum of the label tokens' negative log-likelihoods divided by their number, over all processes and
+    accumulation steps; `eval_loss` likewise over the whole validation set. `answer_scores`, when given, is called in
+    every evaluation and adds scores of generated answers.
+
+    It derives from Trainer, not from Seq2SeqTrainer, whose evaluation counts rows twice when processes do not divide
+    them; all that Seq2SeqTrainer adds is generation, which is `evaluation.predict` here.
+    """
+
+    def __init__(self, *, pad_token_id: int, answer_scores: AnswerScores | None = None, **kwargs: Any):
+        super().__init__(data_collator=TrainingCollator(pad_token_id), compute_metrics=self._scores, **kwargs)
+        self.answer_scores = answer_scores
+        self.add_callback(NonFiniteGradients(self.args.fp16))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The loss as described above, scaled as Trainer expects it: processes average their gradients."""
+        nll, num_tokens = self._token_losses(model, inputs)
+        loss = nll.sum() / (num_tokens.sum() if num_items_in_batch is None else num_items_in_batch)
+        stop_if_not_finite(loss, inputs.get("row_id"), self.state.global_step)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes
+        return (loss, {"nll": nll, "num_tokens": num_tokens}) if return_outputs else loss
+
+    def _token_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Per row (batch,): the summed negative log-likelihood of its label tokens, float32, and their number.
+
+        Logits are computed only in columns where some row predicts a label: at 65k tokens of vocabulary they cost more
+        than a small model's layers.
+        """
+        targets = inputs["labels"][:, 1:]
+        columns = (targets != IGNORED_LABEL).any(0).nonzero().squeeze(1)
+        targets = targets[:, columns]
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=columns, use_cache=False).logits
+        nll = nn.functional.cross_entropy(
+            logits.float().transpose(1, 2), targets, ignore_index=IGNORED_LABEL, reduction="none"
+        )
+        return nll.sum(1), (targets != IGNORED_LABEL).sum(1)
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple:
+        """What evaluation needs of a batch: the rows' losses and token counts, in place of logits and labels."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            nll, num_tokens = self._token_losses(model, inputs)
+        return None, nll, num_tokens
+
+    def _scores(self, prediction: EvalPrediction) -> dict[str, float]:
+        nll, num_tokens = cast(Any, prediction.predictions), cast(Any, prediction.label_ids)
+        scores = {"loss": float(nll.sum() / num_tokens.sum())}
+        if self.answer_scores is not None:
+            scores |= self.answer_scores(self.accelerator.unwrap_model(self.model))
+        return scores
+
+    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler:
+        train_dataset = train_dataset or self.train_dataset
+        rows_per_update = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGroupedSampler(_lengths(train_dataset), rows_per_update, self.args.data_seed or self.args.seed)
+
+    def _get_eval_sampler(self, eval_dataset: datasets.Dataset) -> Any:
+        lengths = _lengths(eval_dataset)
+        return sorted(range(len(lengths)), key=lambda row: -lengths[row])
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Save what was trained and nothing else: no tokenizer, no pickled arguments."""
+        if self.args.should_save:
+            cast(PreTrainedModel, self.model).save_pretrained(
+                output_dir or str(self.args.output_dir), state_dict=state_dict
+            )
+
+
+def _lengths(dataset: datasets.Dataset) -> list[int]:
+    return [len(ids) for ids in dataset["input_ids"]]
