@@ -14,9 +14,9 @@ USER_ERROR_EXIT_CODE = 2
 def run(main: Callable[[], None]) -> None:
     """Run a recipe's or command's `main` and end the process.
 
-    A `UserError` ends with its message alone and exit code 2; any other exception keeps its traceback. Process 0 logs at
-    INFO, the others at WARNING. The process group is destroyed at the end: without that, a CPU run in four fails after
-    its work is done.
+    A `UserError` ends with its message alone and exit code 2; any other exception keeps its traceback. Process 0 logs
+    at INFO, the others only errors. The process group is destroyed at the end: without that, a CPU run in four fails
+    after its work is done.
     """
     _set_up_logging()
     try:

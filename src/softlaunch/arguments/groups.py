@@ -29,7 +29,8 @@ class ModelArguments:
     )
     dtype: str = _option(
         "auto",
-        help="Precision of the base model's weights; auto keeps that of the checkpoint. What is trained is float32.",
+        help="Precision of the base model's weights; auto follows bf16 and fp16, else what the hardware is best at: "
+        "bfloat16 or float16 on a GPU, float32 on a CPU. What is trained is float32 whatever this says.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     quantization_bit: int | None = _option(
@@ -112,6 +113,9 @@ class DataArguments:
     do_sample: bool = _option(False, help="Sample answers instead of taking the likeliest token each time.")
     top_p: float = _option(0.7, help="With do_sample: share of probability to sample from.", above=0.0, maximum=1.0)
     temperature: float = _option(0.95, help="With do_sample: flattens (above 1) or sharpens the choice.", above=0.0)
+    compare_with_base: bool = _option(
+        False, help="With do_predict: let the base answer without the adapter too, and print both side by side."
+    )
 
     def __post_init__(self) -> None:
         if self.val_max_target_length is None:

@@ -1,21 +1,23 @@
 """Answers to rows: generated in batches of like length, and on disk as soon as they exist.
 
-Process 0 appends to `predictions.jsonl`, process r to `predictions.rank-r.jsonl` beside it; `merge` makes one file of
-them in the order of the rows. Every line names the settings that it was made with, so that a run which was killed goes on
+Process 0 appends to `predictions.jsonl`, process r to `predictions.rank-r.jsonl` beside it; at the end they become one
+file in the order of the rows. Every line names the settings it was made with, so that a run which was killed goes on
 where it stopped, with any number of processes, and answers made with other settings are never taken for these.
 """
 
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import datasets
 import torch
+from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from softlaunch.data.collate import GenerationCollator
@@ -52,9 +54,10 @@ class GenerationOptions:
             **sampling,
         )
 
-    def digest(self, *what: str) -> str:
-        """Short digest of these options and of `what` else decides about the answers (the adapter, the test file)."""
-        return hashlib.sha256(json.dumps([asdict(self), *what]).encode()).hexdigest()[:12]
+    def settings(self, model_digest: str, rows: datasets.Dataset) -> str:
+        """Short digest of all that decides about the answers: these options, the model and the prompts."""
+        what = [asdict(self), model_digest, rows["row_id"][:], rows["input_ids"][:]]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 
 def generate_answers(
@@ -73,14 +76,15 @@ def generate_answers(
     `rows`: `input_ids` (the prompt), `reference`, `row_id`. `synced`: every process calls `generate` equally often, as
     ZeRO-3 and FSDP need; one that has run out of rows repeats its last batch and drops the answers.
     """
-    collate, ids = GenerationCollator(tokenizer.pad_token_id), rows["input_ids"]
-    references, row_ids = rows["reference"], rows["row_id"]
+    collate, ids = GenerationCollator(tokenizer.pad_token_id), rows["input_ids"][:]
+    references, row_ids = rows["reference"][:], rows["row_id"][:]
     batches, num_rounds = batches_of_process([len(i) for i in ids], batch_size, process_index, num_processes)
     spare = batches[-1:] or [[0]]
     num_batches, num_tokens, start = len(batches), 0, time.monotonic()
     last_log = start
-    before, training = model.generation_config, model.training
-    model.generation_config = options.config(tokenizer)
+    # `generate` fills what is not set from the base's own settings (a repetition penalty, say): replace them
+    generator, training = model.get_base_model() if isinstance(model, PeftModel) else model, model.training
+    before, generator.generation_config = generator.generation_config, options.config(tokenizer)
     model.eval()
     try:
         for number in range(num_rounds if synced else num_batches):
@@ -100,7 +104,7 @@ def generate_answers(
                 speed = num_tokens / (last_log - start)
                 logger.info("answered %d of %d batches, %.0f tokens/s", number + 1, num_batches, speed)
     finally:
-        model.generation_config = before
+        generator.generation_config = before
         model.train(training)
 
 
@@ -109,47 +113,55 @@ def predict(
     tokenizer: PreTrainedTokenizerBase,
     rows: datasets.Dataset,
     options: GenerationOptions,
+    *,
     directory: Path,
     settings: str,
-    *,
     process_index: int = 0,
     num_processes: int = 1,
     **kwargs: Any,
-) -> None:
-    """Write an answer to every row that has none yet under `settings`; see `generate_answers` for the rest.
+) -> list[dict[str, Any]]:
+    """Write an answer to every row that has none yet under `settings`; all processes call it, see `generate_answers`.
 
-    Call `merge` when all processes have returned.
+    `directory` is on a file system that all processes share. Returns the answers in the order of the rows on process 0,
+    nothing on the others.
     """
     directory.mkdir(parents=True, exist_ok=True)
     done = {record["row_id"] for record in _read(directory, settings)}
     todo = [index for index, row_id in enumerate(rows["row_id"]) if row_id not in done]
     if done and todo:
         logger.info("%d of %d rows are answered already, going on with the rest", len(done), len(rows))
-    if not todo:
-        return
-    share = {"process_index": process_index, "num_processes": num_processes}
-    with _part(directory, process_index).open("a", encoding="utf-8") as file:
-        for record in generate_answers(model, tokenizer, rows.select(todo), options, **share, **kwargs):
-            file.write(json.dumps({**record, "settings": settings}, ensure_ascii=False) + "\n")
-            file.flush()
+    _wait_for_all()  # nobody writes before everybody has read
+    if todo:
+        share: dict[str, Any] = {"process_index": process_index, "num_processes": num_processes}
+        with _part(directory, process_index).open("a+b") as file:
+            _end_last_line(file)
+            for record in generate_answers(model, tokenizer, rows.select(todo), options, **share, **kwargs):
+                line = json.dumps({**record, "settings": settings}, ensure_ascii=False) + "\n"
+                file.write(line.encode())
+                file.flush()
+    _wait_for_all()
+    return _merge(directory, settings, len(rows)) if process_index == 0 else []
 
 
-def merge(directory: Path, settings: str, num_rows: int) -> list[dict[str, Any]]:
-    """One `predictions.jsonl` in the order of the rows, with the answers of `settings` alone; returns them.
-
-    Raises RuntimeError when a row has no answer or two.
-    """
+def _merge(directory: Path, settings: str, num_rows: int) -> list[dict[str, Any]]:
+    """One `predictions.jsonl` in the order of the rows, with the answers of `settings` alone."""
     records = sorted(_read(directory, settings), key=lambda record: record["row_id"])
-    if len(records) != num_rows or len({record["row_id"] for record in records}) != num_rows:
-        raise RuntimeError(f"{directory}: {len(records)} answers for {num_rows} rows")
+    found = {record["row_id"] for record in records}
+    assert len(records) == len(found) == num_rows, (
+        f"{len(records)} answers, {len(found)} rows of {num_rows} in {directory}"
+    )
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     whole = directory / f"{PREDICTIONS_FILE}.tmp"
     whole.write_text("".join(lines), encoding="utf-8")
-    parts = set(directory.glob("predictions.rank-*.jsonl"))
     whole.replace(directory / PREDICTIONS_FILE)
-    for part in parts:
+    for part in directory.glob("predictions.rank-*.jsonl"):
         part.unlink()
     return records
+
+
+def _wait_for_all() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def write_original_format(records: list[dict[str, Any]], file: Path) -> None:
@@ -162,13 +174,21 @@ def _part(directory: Path, process_index: int) -> Path:
     return directory / (PREDICTIONS_FILE if process_index == 0 else f"predictions.rank-{process_index}.jsonl")
 
 
+def _end_last_line(file: BinaryIO) -> None:
+    """Close a line that a kill cut off, so that the next record stands on its own."""
+    if file.seek(0, os.SEEK_END):
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+
+
 def _read(directory: Path, settings: str) -> Iterator[dict[str, Any]]:
     """The whole lines of every part that were made with `settings`; a line that a kill cut off is none."""
     for part in sorted(directory.glob("predictions*.jsonl")):
-        for line in part.read_text(encoding="utf-8").splitlines():
+        for line in part.read_bytes().splitlines():
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
+            except ValueError:  # no JSON, or cut off within a character
                 continue
             if record.get("settings") == settings:
                 yield record

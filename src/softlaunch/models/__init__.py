@@ -1,5 +1,6 @@
 """Base models and their tokenizers, by path."""
 
-from softlaunch.models.load import load_model
+from softlaunch.models.load import choose_dtype, load_model
+from softlaunch.models.tokenizer import load_tokenizer
 
-__all__ = ["load_model"]
+__all__ = ["choose_dtype", "load_model", "load_tokenizer"]

@@ -21,6 +21,13 @@ def default_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
+def choose_dtype(name: str = "auto", *, bf16: bool = False, fp16: bool = False) -> torch.dtype:
+    """The dtype called `name`; for `auto` that of the training (`bf16`, `fp16`), else what the hardware is best at."""
+    if name != "auto":
+        return getattr(torch, name)
+    return torch.bfloat16 if bf16 else torch.float16 if fp16 else default_dtype()
+
+
 def load_model(
     path: str,
     *,

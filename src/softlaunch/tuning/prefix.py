@@ -5,6 +5,8 @@ model.save_pretrained("adapter")
 model = load_adapter(base, "adapter")
 """
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -97,6 +99,14 @@ class PrefixModel(PeftModel):
     def prepare_model_for_gradient_checkpointing(self, model: PreTrainedModel) -> PreTrainedModel:
         """Nothing to prepare: the prefix enters every layer by itself, so no input has to require gradients."""
         return model
+
+    def digest(self) -> str:
+        """Short digest of what decides about the answers: the base, and the active prefix unless it is disabled."""
+        found = hashlib.sha256(json.dumps([self.base_model.name_or_path, fingerprint(self.base_model)]).encode())
+        if not self._adapters_disabled:
+            with torch.no_grad():
+                found.update(self.prefix_states().states.contiguous().cpu().numpy().tobytes())
+        return found.hexdigest()[:12]
 
     # -- several adapters
 

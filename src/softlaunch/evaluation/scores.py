@@ -1,0 +1,25 @@
+"""Scores of generated answers, while training too: what the best checkpoint can be chosen by."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+from accelerate.utils import gather_object
+from transformers import PreTrainedTokenizerBase
+
+from softlaunch.evaluation.predict import GenerationOptions, generate_answers
+from softlaunch.evaluation.text_metrics import SCORE_NAMES, score_rows
+
+
+def answer_scores(
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset, options: GenerationOptions, **kwargs: Any
+) -> dict[str, float]:
+    """The means of `text_metrics.score_rows` over the answers of all processes; `kwargs` as in `generate_answers`."""
+    mine = list(generate_answers(model, tokenizer, rows, options, **kwargs))
+    scores = score_records(sorted(gather_object(mine), key=lambda record: record["row_id"]))
+    return {name: scores[name] for name in (*SCORE_NAMES, "empty_predictions") if name in scores}
+
+
+def score_records(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`text_metrics.score_rows` of records as `predict` returns them."""
+    return score_rows([record["predict"] for record in records], [record["labels"] for record in records])

@@ -1,0 +1,14 @@
+"""No test touches the network or the user's caches."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import datasets
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+    datasets.disable_progress_bars()
