@@ -38,7 +38,7 @@ def main() -> None:
 
     # The base model, frozen, and its prefix
     hub = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir, "token": model_args.token}
-    tokenizer = load_tokenizer(model_args.model_name_or_path, prompt_style=None, **hub)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, prompt_style=model_args.prompt_style, **hub)
     base = load_model(
         model_args.model_name_or_path,
         dtype=choose_dtype(model_args.dtype, bf16=training_args.bf16, fp16=training_args.fp16),
@@ -111,8 +111,7 @@ def main() -> None:
             trainer.save_metrics("predict", {f"predict_{name}": value for name, value in scores.items()})
             trainer.log_metrics("predict", scores)
             if data_args.compare_with_base:
-                prompts = tokenizer.batch_decode(test["input_ids"][:], skip_special_tokens=True)
-                Console().print(side_by_side(prompts, before, after, [score_records(before), scores]))
+                Console().print(side_by_side(test["prompt"][:], before, after, [score_records(before), scores]))
 
 
 def with_prefix(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: Arguments) -> PrefixModel:

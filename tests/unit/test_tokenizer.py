@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 from transformers import AutoTokenizer
 
 from softlaunch.errors import ArgumentError, CheckpointError
-from softlaunch.models.tokenizer import GUARD, load_tokenizer
+from softlaunch.models.chatglm_tokenizer import GUARD
+from softlaunch.models.tokenizer import load_tokenizer
 from tests.tokenizer_files import byte_tokenizer, sentencepiece_model, write_released_chatglm
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "tokenizers.json").read_text(encoding="utf-8"))
@@ -88,6 +90,15 @@ def test_ids_and_text_equal_sentencepiece(tokenizer, reference):
         ids = reference.encode(text)
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids, text
         assert tokenizer.decode(ids) == reference.decode(ids) == text.replace("▁", " "), text
+
+
+def test_names_of_reserved_pieces_are_text(tmp_path):
+    proto = sentencepiece_model_pb2.ModelProto.FromString(sentencepiece_model())
+    proto.pieces[300].piece, proto.pieces[301].piece, proto.pieces[302].piece = "<", "<s", ">"
+    reference = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+    tokenizer = load_tokenizer(write_released_chatglm(tmp_path, model=proto.SerializeToString()))
+    ids = [*reference.encode("a"), 301, 302]
+    assert tokenizer("a<s>", add_special_tokens=False)["input_ids"] == reference.encode("a<s>") == ids
 
 
 def test_control_tokens_follow_the_last_piece(tokenizer, reference, style):
@@ -239,7 +250,7 @@ def test_style_as_asked_for(directory, style, caplog):
     other = next(name for name in STYLES if name != style)
     assert prompt_style_of(load_tokenizer(directory, prompt_style=other)) == other
     assert f"in the style of {other}" in caplog.text
-    with pytest.raises(ArgumentError, match="allowed are chatglm2, chatglm3"):
+    with pytest.raises(ArgumentError, match="allowed are auto, chatglm2, chatglm3, chat_template, plain"):
         load_tokenizer(directory, prompt_style="chatglm4")
 
 
@@ -254,7 +265,7 @@ def test_hub_id_from_the_cache(tmp_path, style):
     (refs / "main").write_text("0" * 40)
     tokenizer = load_tokenizer("THUDM/some-6b", cache_dir=tmp_path, local_files_only=True)
     assert prompt_style_of(tokenizer) == style
-    with pytest.raises(CheckpointError, match="no such directory, and nothing under this name on the hub"):
+    with pytest.raises(CheckpointError, match="no such directory, and no tokenizer under this name on the hub"):
         load_tokenizer("THUDM/other-6b", cache_dir=tmp_path, local_files_only=True)
 
 
@@ -264,6 +275,13 @@ def test_any_other_tokenizer(tmp_path):
     assert (tokenizer.pad_token, tokenizer.padding_side) == ("<|end|>", "left")
     with pytest.raises(ArgumentError, match="neither ChatGLM2-6B nor ChatGLM3-6B"):
         load_tokenizer(tmp_path, prompt_style="chatglm2")
+    with pytest.raises(ArgumentError, match="the tokenizer has none; use 'plain'"):
+        load_tokenizer(tmp_path, prompt_style="chat_template")
+
+
+def test_plain_style_drops_the_template(directory):
+    assert load_tokenizer(directory, prompt_style="plain").chat_template is None
+    assert load_tokenizer(directory, prompt_style="chat_template").chat_template is not None
 
 
 def as_unigram(directory):

@@ -18,13 +18,14 @@ def training_rows(
     file: str, arguments: DataArguments, tokenizer: PreTrainedTokenizerBase, max_rows: int | None = None
 ) -> datasets.Dataset:
     """`input_ids`, `labels` and `row_id` of every row of `file`, for training and for `eval_loss`."""
-    return _encoded(file, arguments, tokenizer, max_rows, encode_for_training, require_response=True)
+    rows = _encoded(file, arguments, tokenizer, max_rows, encode_for_training, require_response=True)
+    return rows.remove_columns("prompt")
 
 
 def prompt_rows(
     file: str, arguments: DataArguments, tokenizer: PreTrainedTokenizerBase, max_rows: int | None = None
 ) -> datasets.Dataset:
-    """`input_ids` (the prompt), `reference` and `row_id` of every row of `file`, for generating answers."""
+    """`input_ids` (of the prompt), `prompt`, `reference` and `row_id` of every row of `file`, to generate answers."""
     return _encoded(file, arguments, tokenizer, max_rows, encode_for_generation, require_response=False)
 
 
@@ -58,7 +59,7 @@ def _encoded(
         encode,
         batched=True,
         fn_kwargs={"tokenizer": tokenizer, "options": options},
-        remove_columns=[name for name in rows.column_names if name != "row_id"],
+        remove_columns=["response", *(["history"] if arguments.history_column else [])],
         num_proc=arguments.preprocessing_num_workers,
         load_from_cache_file=not arguments.overwrite_cache,
     )
