@@ -11,7 +11,6 @@ from pathlib import Path
 
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from softlaunch.arguments import Arguments, parse_arguments
 from softlaunch.data.dataset import prompt_rows, training_rows
@@ -24,6 +23,7 @@ from softlaunch.models import choose_dtype, load_model, load_tokenizer
 from softlaunch.record import write_record
 from softlaunch.training.callbacks import MetricsFile, ReplaceEarlierRun
 from softlaunch.training.checkpoint import checkpoint_to_resume
+from softlaunch.training.processes import prepare_processes
 from softlaunch.training.trainer import CausalTrainer
 from softlaunch.tuning import PrefixModel, add_prefix, load_adapter
 
@@ -32,6 +32,7 @@ def main() -> None:
     arguments = parse_arguments(unused=["lora_r", "lora_alpha", "lora_dropout"], description=__doc__)
     model_args, data_args, training_args = arguments.model, arguments.data, arguments.training
     output_dir = Path(training_args.output_dir)
+    prepare_processes(training_args)
     if training_args.process_index == 0:
         write_record(arguments, output_dir)
     set_seed(training_args.seed)
@@ -71,7 +72,6 @@ def main() -> None:
         "batch_size": training_args.per_device_eval_batch_size,
         "process_index": training_args.process_index,
         "num_processes": training_args.world_size,
-        "synced": is_deepspeed_zero3_enabled(),
     }
     score = partial(answer_scores, tokenizer=tokenizer, rows=eval_prompts, options=options, **share)
 
@@ -100,6 +100,7 @@ def main() -> None:
         trainer.save_metrics("eval", metrics)
 
     if training_args.do_predict:
+        model = trainer.model_for_generation()
         answers = partial(predict, model, tokenizer, test, options, **share)
         after = answers(directory=output_dir, settings=options.settings(model.digest(), test))
         if data_args.compare_with_base:

@@ -7,7 +7,15 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GlmConfig, LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Glm4Config,
+    GlmConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 GOLDENS = Path(__file__).parent / "goldens"
 PREFIX_KEYS = "transformer.prefix_encoder."
@@ -76,7 +84,8 @@ _SHAPE: dict[str, Any] = {
 }
 
 CONFIGS = {
-    "glm": lambda: GlmConfig(**_SHAPE, attention_bias=True, attention_dropout=0.0),
+    "glm": lambda: GlmConfig(**_SHAPE, attention_bias=True, attention_dropout=0.0),  # GLM-4-9B
+    "glm4": lambda: Glm4Config(**_SHAPE, attention_bias=True, attention_dropout=0.0),  # GLM-4-0414
     "llama": lambda: LlamaConfig(**_SHAPE),
     "qwen2_sliding": lambda: Qwen2Config(
         **_SHAPE, use_sliding_window=True, sliding_window=24, max_window_layers=1, attention_dropout=0.0
@@ -96,6 +105,80 @@ def random_base(family: str, attn_implementation: str = "sdpa", seed: int = 0) -
             elif "norm" not in name:
                 parameter.normal_(std=0.1)
     return model.eval()
+
+
+# The fields of GLM-4-9B-Chat's config.json that its network depends on, with a small shape. All inputs of linear layers
+# are multiples of 64, as 4-bit layers on the CPU need it.
+RELEASED_GLM4: dict[str, Any] = {
+    "model_type": "chatglm",
+    "num_layers": 3,
+    "padded_vocab_size": 96,
+    "hidden_size": 64,
+    "ffn_hidden_size": 128,
+    "kv_channels": 16,
+    "num_attention_heads": 4,
+    "multi_query_attention": True,
+    "multi_query_group_num": 2,
+    "seq_length": 131072,
+    "layernorm_epsilon": 1.5625e-07,
+    "rope_ratio": 500,
+    "original_rope": True,
+    "rmsnorm": True,
+    "post_layer_norm": True,
+    "apply_residual_connection_post_layernorm": False,
+    "fp32_residual_connection": False,
+    "add_bias_linear": False,
+    "add_qkv_bias": True,
+    "attention_dropout": 0.0,
+    "hidden_dropout": 0.0,
+    "eos_token_id": [2, 7, 9],
+    "pad_token_id": 2,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+
+
+def released_weights(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """Random weights for a released `config.json`, under the released key names."""
+    torch.manual_seed(0)
+    hidden, ffn, vocab = config["hidden_size"], config["ffn_hidden_size"], config["padded_vocab_size"]
+    heads = config["num_attention_heads"] + 2 * config["multi_query_group_num"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "embedding.word_embeddings.weight": (vocab, hidden),
+        "encoder.final_layernorm.weight": (hidden,),
+        "output_layer.weight": (vocab, hidden),
+    }
+    for index in range(config["num_layers"]):
+        layer = f"encoder.layers.{index}"
+        shapes |= {
+            f"{layer}.input_layernorm.weight": (hidden,),
+            f"{layer}.self_attention.query_key_value.weight": (heads * config["kv_channels"], hidden),
+            f"{layer}.self_attention.query_key_value.bias": (heads * config["kv_channels"],),
+            f"{layer}.self_attention.dense.weight": (hidden, config["num_attention_heads"] * config["kv_channels"]),
+            f"{layer}.post_attention_layernorm.weight": (hidden,),
+            f"{layer}.mlp.dense_h_to_4h.weight": (2 * ffn, hidden),
+            f"{layer}.mlp.dense_4h_to_h.weight": (hidden, ffn),
+        }
+    weights = {f"transformer.{name}": torch.randn(shape) * 1.2 / hidden**0.5 for name, shape in shapes.items()}
+    return {name: (w + 1 if "norm" in name else w).to(dtype) for name, w in weights.items()}
+
+
+def write_released(
+    directory: Path, config: dict[str, Any], num_shards: int = 1, dtype: torch.dtype = torch.float32
+) -> Path:
+    """A random checkpoint in the released layout, as safetensors shards with an index."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = released_weights(config, dtype)
+    names, index = list(weights), {}
+    for number in range(num_shards):
+        file = f"model-{number + 1:05d}-of-{num_shards:05d}.safetensors"
+        part = names[number * len(names) // num_shards : (number + 1) * len(names) // num_shards]
+        save_file({name: weights[name] for name in part}, directory / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(part, file)
+    text = json.dumps({"metadata": {}, "weight_map": index})
+    (directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+    return directory
 
 
 def batch(rows: list[list[int]], side: str) -> dict[str, torch.Tensor]:

@@ -3,12 +3,15 @@
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from softlaunch.errors import UserError
 
 USER_ERROR_EXIT_CODE = 2
+_FIRST_PROCESS_SPEAKS_S = 5.0
 
 
 def run(main: Callable[[], None]) -> None:
@@ -19,14 +22,23 @@ def run(main: Callable[[], None]) -> None:
     after its work is done.
     """
     _set_up_logging()
+    _find_deepspeed_config()
     try:
         main()
     except UserError as error:
-        if _is_first_process():
-            sys.stderr.write(f"error: {error}\n")
+        _report(error)
         sys.exit(USER_ERROR_EXIT_CODE)
     finally:
         _destroy_process_group()
+
+
+def _report(error: UserError) -> None:
+    """Most errors meet every process: the first says it, and its end is the others'. What only they met, they say."""
+    if _is_first_process():
+        sys.stderr.write(f"error: {error}\n")
+        return
+    time.sleep(_FIRST_PROCESS_SPEAKS_S)
+    sys.stderr.write(f"error on process {os.environ['RANK']}: {error}\n")
 
 
 def _is_first_process() -> bool:
@@ -34,11 +46,31 @@ def _is_first_process() -> bool:
 
 
 def _set_up_logging() -> None:
-    level = logging.INFO if _is_first_process() else logging.ERROR
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("softlaunch").setLevel(level)
+    logging.getLogger("softlaunch").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes are forked after the first use
+    if not _is_first_process():
+        _be_quiet()
+
+
+def _be_quiet() -> None:
+    """The first process shows warnings and progress bars, of the libraries too; of the others only errors are shown."""
+    logging.disable(logging.WARNING)  # not a logger's level: Trainer sets that of transformers again
+    warnings.filterwarnings("ignore")
+    for name in ("datasets", "transformers"):
+        library = sys.modules.get(f"{name}.utils.logging")
+        if library is not None:
+            library.disable_progress_bar()
+
+
+def _find_deepspeed_config() -> None:
+    """Let `ds_configs/…`, as the launch files name it, be found from any directory: in the recipe's project."""
+    name = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    if name and not Path(name).exists():
+        in_project = Path(sys.argv[0]).resolve().parents[1] / name
+        if in_project.is_file():
+            os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(in_project)
 
 
 def _destroy_process_group() -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +23,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from softlaunch.data.collate import GenerationCollator
 from softlaunch.data.order import batches_of_process
+from softlaunch.evaluation.whole import whole_weights
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +71,12 @@ def generate_answers(
     batch_size: int,
     process_index: int = 0,
     num_processes: int = 1,
-    synced: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """This process's share of the answers, as they come: `row_id`, `predict`, `labels` (the reference).
 
-    `rows`: `input_ids` (the prompt), `reference`, `row_id`. `synced`: every process calls `generate` equally often, as
-    ZeRO-3 and FSDP need; one that has run out of rows repeats its last batch and drops the answers.
+    `rows`: `input_ids` (the prompt), `reference`, `row_id`. All processes call it and take all that it yields. Where
+    the model's weights are split over them and cannot be put together, all of them call `generate` equally often; one
+    that has run out of rows repeats its last batch and drops the answers.
     """
     collate, ids = GenerationCollator(tokenizer.pad_token_id), rows["input_ids"][:]
     references, row_ids = rows["reference"][:], rows["row_id"][:]
@@ -82,11 +84,7 @@ def generate_answers(
     spare = batches[-1:] or [[0]]
     num_batches, num_tokens, start = len(batches), 0, time.monotonic()
     last_log = start
-    # `generate` fills what is not set from the base's own settings (a repetition penalty, say): replace them
-    generator, training = model.get_base_model() if isinstance(model, PeftModel) else model, model.training
-    before, generator.generation_config = generator.generation_config, options.config(tokenizer)
-    model.eval()
-    try:
+    with _generating(model, options.config(tokenizer)) as synced:
         for number in range(num_rounds if synced else num_batches):
             batch = batches[number] if number < num_batches else spare[0]
             inputs = collate([{"input_ids": ids[row]} for row in batch])
@@ -103,6 +101,18 @@ def generate_answers(
                 last_log = time.monotonic()
                 speed = num_tokens / (last_log - start)
                 logger.info("answered %d of %d batches, %.0f tokens/s", number + 1, num_batches, speed)
+
+
+@contextmanager
+def _generating(model: Any, config: GenerationConfig) -> Iterator[bool]:
+    """Inside, `model.generate` follows `config` alone; yields what `whole_weights` does."""
+    # `generate` fills what is not set from the base's own settings (a repetition penalty, say): replace them
+    generator, training = model.get_base_model() if isinstance(model, PeftModel) else model, model.training
+    before, generator.generation_config = generator.generation_config, config
+    model.eval()
+    try:
+        with whole_weights(model) as synced:
+            yield synced
     finally:
         generator.generation_config = before
         model.train(training)

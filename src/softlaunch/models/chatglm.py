@@ -1,7 +1,7 @@
-"""ChatGLM2-6B and ChatGLM3-6B checkpoints, as released, in transformers' own `GlmForCausalLM`.
+"""ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B checkpoints, as released, in transformers' own `GlmForCausalLM`.
 
-The two are the same network under other names: RMSNorm, grouped-query attention with biased q, k, v, rotary embedding
-on the first half of each head in interleaved pairs, gated SiLU. ChatGLM3's `rope_ratio` multiplies the rotary base.
+They are the same network under other names: RMSNorm, grouped-query attention with biased q, k, v, rotary embedding on
+the first half of each head in interleaved pairs, gated SiLU. `rope_ratio` (ChatGLM3, GLM-4) multiplies the rotary base.
 The weights are renamed and the fused `query_key_value` is split while they are read, shard by shard.
 """
 
@@ -14,7 +14,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter, Weig
 
 from softlaunch.errors import CheckpointError
 
-# The network that the released code also knows how to build, but that no ChatGLM2/3 release uses.
+# The network that the released code also knows how to build, but that no release of the three uses.
 _FIXED = {
     "rmsnorm": True,
     "post_layer_norm": True,
@@ -34,12 +34,12 @@ def glm_config(released: dict[str, Any], path: str) -> GlmConfig:
     if "position_encoding_2d" in released or "num_layers" not in released or "ffn_hidden_size" not in released:
         raise CheckpointError(
             f"{path}: this is ChatGLM-6B (v1), another network under the same model_type; it cannot be loaded yet. "
-            "Use ChatGLM2-6B or ChatGLM3-6B."
+            "Use ChatGLM2-6B, ChatGLM3-6B or GLM-4-9B."
         )
     for key, value in _FIXED.items():
         if released.get(key, value) != value:
             raise CheckpointError(
-                f"{path}/config.json: {key} is {released[key]!r}, ChatGLM2-6B and ChatGLM3-6B have {value!r}; "
+                f"{path}/config.json: {key} is {released[key]!r}, ChatGLM2, ChatGLM3 and GLM-4 have {value!r}; "
                 "this variant of the network is not supported."
             )
     heads = released["num_attention_heads"]
@@ -120,7 +120,7 @@ class ReleasedChatGLMForCausalLM(GlmForCausalLM):
 
 
 def load_released_chatglm(path: str, released: dict[str, Any], **kwargs: Any) -> tuple[GlmForCausalLM, dict[str, Any]]:
-    """Load a released ChatGLM2/3 directory or hub id; returns the model and transformers' loading info.
+    """Load a released ChatGLM2/3 or GLM-4 directory or hub id; returns the model and transformers' loading info.
 
     `kwargs` are those of `PreTrainedModel.from_pretrained`, with `output_loading_info=True`. Saving the model later
     writes transformers' own GLM layout.

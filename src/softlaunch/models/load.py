@@ -1,6 +1,7 @@
-"""A base model by path: released ChatGLM2/3 natively, any other causal LM as transformers loads it."""
+"""A base model by path: released ChatGLM2/3 and GLM-4 natively, any other causal LM as transformers loads it."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from softlaunch.errors import CheckpointError
 from softlaunch.models.chatglm import load_released_chatglm
-from softlaunch.models.quantize import quantization_config
+from softlaunch.models.quantize import own_gpu, quantization_config
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,11 @@ def load_model(
     """The causal LM in a local directory or under a hub id, in evaluation mode and with all its weights.
 
     `dtype`: of the weights, `default_dtype()` when not given. `quantization_bit` 4 or 8 quantizes the linear layers of
-    the blocks while they are read. `hub_kwargs`: revision, cache_dir, token, device_map of `from_pretrained`.
+    the blocks while they are read, and puts the model on this process's GPU if there is one; otherwise it is on the
+    CPU, as long as no `device_map` is given. `hub_kwargs`: revision, cache_dir, token, device_map of `from_pretrained`.
 
-    Raises CheckpointError when the directory is missing, incomplete, of an unsupported kind or unlike its config.
+    Raises ArgumentError for other numbers of bits, CheckpointError when the directory is missing, incomplete, of an
+    unsupported kind or unlike its config.
     """
     dtype = dtype or default_dtype()
     released = read_config(path, **{k: v for k, v in hub_kwargs.items() if k != "device_map"})
@@ -57,11 +60,12 @@ def load_model(
     if quantization_bit is not None:
         kwargs["quantization_config"] = quantization_config(quantization_bit, dtype)
     try:
-        if released.get("model_type") == "chatglm":
-            model, info = load_released_chatglm(path, released, **kwargs)
-        else:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(path, **kwargs)
-            model, info = loaded
+        with nullcontext() if quantization_bit is None else own_gpu():
+            if released.get("model_type") == "chatglm":
+                model, info = load_released_chatglm(path, released, **kwargs)
+            else:
+                loaded: Any = AutoModelForCausalLM.from_pretrained(path, **kwargs)
+                model, info = loaded
     except CheckpointError:
         raise
     except Exception as error:

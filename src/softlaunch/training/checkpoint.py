@@ -1,8 +1,11 @@
-"""Where a run goes on from."""
+"""What a run saves, and where it goes on from."""
 
 import logging
 from pathlib import Path
 
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -12,14 +15,34 @@ from softlaunch.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 
+def trained_tensors(model: nn.Module, *, in_deepspeed: bool = False) -> dict[str, torch.Tensor]:
+    """The trainable parameters by name, each whole on every process; all processes call it together.
+
+    Under DeepSpeed they are the float32 copies that its optimizer steps: in half precision those of the model are
+    rounded ones.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if in_deepspeed:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return {name: safe_get_full_fp32_param(parameter) for name, parameter in trained.items()}
+    return {n: p.full_tensor() if isinstance(p, DTensor) else p.detach() for n, p in trained.items()}
+
+
 def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
     """The checkpoint that training goes on from, None for the beginning.
 
     `restart`: none. `resume_from_checkpoint`: that one. Otherwise the newest of `output_dir` that was written whole.
-    Raises CheckpointError when the one that was asked for is none.
+    Raises CheckpointError when the one that was asked for is none, or when one was saved under another way of splitting
+    the training over processes than this one.
     """
-    if arguments.restart:
-        return None
+    checkpoint = None if arguments.restart else _find_checkpoint(arguments)
+    if checkpoint is not None:
+        _check_split(checkpoint, arguments)
+    return checkpoint
+
+
+def _find_checkpoint(arguments: TrainingArguments) -> str | None:
     asked = arguments.resume_from_checkpoint
     if asked and str(asked).lower() != "true":
         if not _is_whole(Path(asked)):
@@ -31,6 +54,19 @@ def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
     newest = str(found[max(found)])
     logger.info("going on from %s; set restart to begin anew", newest)
     return newest
+
+
+def _check_split(checkpoint: str, arguments: TrainingArguments) -> None:
+    """DeepSpeed reads only its own checkpoints, of as many processes; others go on without the optimizer's state."""
+    parts = list(Path(checkpoint).glob("global_step*/*_optim_states.pt"))
+    saved = f"under DeepSpeed with {len(parts)} processes" if parts else "without DeepSpeed"
+    in_deepspeed = arguments.deepspeed_plugin is not None
+    if bool(parts) != in_deepspeed or (parts and len(parts) != arguments.world_size):
+        now = f"under DeepSpeed with {arguments.world_size} processes" if in_deepspeed else "without DeepSpeed"
+        raise CheckpointError(
+            f"{checkpoint} was saved {saved}, and this run is {now}: it cannot go on from there. Launch it as that one "
+            "was, or begin anew (restart) from what it has learned (adapter, with this directory)"
+        )
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:

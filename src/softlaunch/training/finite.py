@@ -3,6 +3,8 @@
 from typing import Any
 
 import torch
+from accelerate.utils import DeepSpeedOptimizerWrapper
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from softlaunch.errors import UserError
@@ -27,15 +29,22 @@ def stop_if_not_finite(loss: torch.Tensor, row_ids: torch.Tensor | None, step: i
 
 
 class NonFiniteGradients(TrainerCallback):
-    """Looks at the gradients right before the optimizer step. DeepSpeed keeps them to itself and checks them itself."""
+    """Looks at the gradients right before the optimizer step.
+
+    DeepSpeed keeps them to itself, has taken its step by then, and leaves out one with such gradients in any precision.
+    """
 
     def __init__(self, skips_overflow: bool):
         self.skips_overflow = skips_overflow  # float16: the loss scaler leaves such a step out
         self.num_skipped = 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        if not gradients or _on_all_processes(torch.stack([torch.isfinite(g).all() for g in gradients]).all()):
+        optimizer = kwargs.get("optimizer")
+        if isinstance(optimizer, DeepSpeedOptimizerWrapper):
+            finite = not optimizer.step_was_skipped
+        else:
+            finite = _on_all_processes(_gradients_are_finite(kwargs["model"]))
+        if finite:
             self.num_skipped = 0
             return
         self.num_skipped += 1
@@ -46,6 +55,16 @@ class NonFiniteGradients(TrainerCallback):
             f"the gradient of step {state.global_step + 1} is not finite{many} although the loss is. Likely causes: a "
             "learning rate that is too high, or a base in float16 that overflows (use bfloat16 or float32)"
         )
+
+
+def _gradients_are_finite(model: Any) -> torch.Tensor:
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    local = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]  # this process's part, under FSDP2
+    return (
+        torch.stack([torch.isfinite(g).all() for g in local]).all()
+        if local
+        else torch.tensor(True, device=model.device)
+    )
 
 
 def _on_all_processes(flag: torch.Tensor) -> bool:

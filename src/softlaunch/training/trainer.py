@@ -6,12 +6,17 @@ from typing import Any, cast
 import datasets
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Sampler
-from transformers import EvalPrediction, PreTrainedModel, Trainer
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import deepspeed_init
+from transformers.trainer_utils import EvalLoopOutput
 
 from softlaunch.data.collate import TrainingCollator
 from softlaunch.data.encode import IGNORED_LABEL
 from softlaunch.data.order import LengthGroupedSampler
+from softlaunch.training.checkpoint import trained_tensors
 from softlaunch.training.finite import NonFiniteGradients, stop_if_not_finite
 
 AnswerScores = Callable[[nn.Module], dict[str, float]]
@@ -32,6 +37,8 @@ class CausalTrainer(Trainer):
         super().__init__(data_collator=TrainingCollator(pad_token_id), compute_metrics=self._scores, **kwargs)
         self.answer_scores = answer_scores
         self.add_callback(NonFiniteGradients(self.args.fp16))
+        if not self.is_world_process_zero():
+            self.remove_callback(PrinterCallback)  # it prints on the first process of every node
 
     def compute_loss(
         self,
@@ -86,6 +93,46 @@ class CausalTrainer(Trainer):
     def _get_eval_sampler(self, eval_dataset: datasets.Dataset) -> Any:
         lengths = _lengths(eval_dataset)
         return sorted(range(len(lengths)), key=lambda row: -lengths[row])
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As Trainer's, but possible under ZeRO-1, ZeRO-2 and FSDP2 before any training: there is nothing to split."""
+        self.model_for_generation()
+        before = self.is_deepspeed_enabled, self.is_fsdp_enabled
+        if not self._is_split:
+            self.is_deepspeed_enabled = self.is_fsdp_enabled = False
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.is_deepspeed_enabled, self.is_fsdp_enabled = before
+
+    def model_for_generation(self) -> PreTrainedModel:
+        """The model where it can generate, in a run that has not trained too; all processes call it.
+
+        ZeRO-3 splits the base while it is loaded, so its engine is needed to put it together. The others split
+        nothing before training begins: without it every process has the whole model, on its device.
+        """
+        if is_deepspeed_zero3_enabled() and self.deepspeed is None:
+            deepspeed_init(self, num_training_steps=0, inference=True)
+            self.deepspeed = self.model_wrapped = self.accelerator.prepare(self.model)
+        elif (self.is_deepspeed_enabled or self.is_fsdp_enabled) and not self._is_split:
+            cast(nn.Module, self.model).to(self.args.device)
+        return cast(PreTrainedModel, self.accelerator.unwrap_model(self.model))
+
+    @property
+    def _is_split(self) -> bool:
+        """Whether DeepSpeed or FSDP2 has the model in its hands."""
+        return self.deepspeed is not None or isinstance(self.model, FSDPModule)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Put together what was trained, which takes all processes, and save it on the first.
+
+        Trainer would gather the frozen base with it, or copy it, and under DeepSpeed in half precision it would save
+        the rounded parameters; here they are the float32 ones that the optimizer steps.
+        """
+        in_deepspeed = self.deepspeed is not None
+        self._save(output_dir, trained_tensors(cast(nn.Module, self.model), in_deepspeed=in_deepspeed))
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Save what was trained and nothing else: no tokenizer, no pickled arguments."""

@@ -1,5 +1,6 @@
 """Adapters: what is added to a frozen base and trained."""
 
-from softlaunch.tuning.prefix import PrefixModel, add_prefix, load_adapter
+from softlaunch.tuning.prefix import add_prefix, export_adapter, load_adapter
+from softlaunch.tuning.prefix_model import PrefixModel
 
-__all__ = ["PrefixModel", "add_prefix", "load_adapter"]
+__all__ = ["PrefixModel", "add_prefix", "export_adapter", "load_adapter"]

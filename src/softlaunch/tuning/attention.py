@@ -15,6 +15,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from softlaunch.errors import ArgumentError
+
 IMPLEMENTATIONS = {"sdpa": "prefix_sdpa", "eager": "prefix_eager"}
 
 
@@ -33,7 +35,7 @@ class PrefixStates:
         self, module: Any, num_queries: int, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Keys and values (batch, kv_heads, n + k, head_dim), and a mask in which all queries see the n prefix keys."""
-        if not torch.compiler.is_compiling():
+        if can_count(module):
             self.num_layers_applied += 1
         # Expanded and dropped out in float32, one mask per row as in the original; cast last, so that the gradient
         # is summed over the batch in float32 too.
@@ -49,6 +51,11 @@ class PrefixStates:
             mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=key.device)
             mask = mask.tril(num_keys - num_queries)[None, None]
         return torch.cat([prefix[0], key], dim=2), torch.cat([prefix[1], value], dim=2), mask
+
+
+def can_count(module: nn.Module) -> bool:
+    """Whether layers can be counted now: not in a compiled training step, whose checkpoints allow no side effect."""
+    return not (module.training and torch.compiler.is_compiling())
 
 
 def _sdpa(module: nn.Module) -> Callable:
@@ -84,19 +91,17 @@ def attention_modules(model: PreTrainedModel) -> list[Any]:
 def use_prefix_attention(model: PreTrainedModel) -> str:
     """Switch `model` to the attention that takes `prefix_states`; returns the name of the implementation.
 
-    Raises ValueError for an implementation or a model that cannot take a prefix.
+    Raises ArgumentError for an implementation or a model that cannot take a prefix.
     """
-    current = model.config._attn_implementation
-    if current in IMPLEMENTATIONS.values():
-        return current
+    current = _plain_name(model)
     if current not in IMPLEMENTATIONS:
-        raise ValueError(
+        raise ArgumentError(
             f"attention implementation {current!r} cannot take a prefix; load the model with attn_implementation "
             f"{' or '.join(map(repr, IMPLEMENTATIONS))}"
         )
     modules, num_layers = attention_modules(model), model.config.get_text_config().num_hidden_layers
     if len(modules) != num_layers:
-        raise ValueError(
+        raise ArgumentError(
             f"{type(model).__name__} has {num_layers} layers but {len(modules)} attention modules that use "
             "transformers' attention interface; P-Tuning v2 needs one in every layer"
         )
@@ -107,3 +112,13 @@ def use_prefix_attention(model: PreTrainedModel) -> str:
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[current])
     model.set_attn_implementation(name)
     return name
+
+
+def use_plain_attention(model: PreTrainedModel) -> None:
+    """Undo `use_prefix_attention`."""
+    model.set_attn_implementation(_plain_name(model))
+
+
+def _plain_name(model: PreTrainedModel) -> str:
+    current = model.config._attn_implementation
+    return {name: plain for plain, name in IMPLEMENTATIONS.items()}.get(current, current)

@@ -1,11 +1,11 @@
 """Telling one base model from another, whatever precision it was loaded in."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.integrations import is_deepspeed_zero3_enabled
+
+from softlaunch.tuning.split import gathered
 
 _NUM_SAMPLES = 32
 
@@ -17,14 +17,11 @@ def fingerprint(model: PreTrainedModel) -> list[float]:
     Quantization leaves these tensors alone; half precision rounds them, so compare with `num_differences`.
     """
     embedding: Any = model.get_input_embeddings().weight
-    vectors = [p for _, p in sorted(model.named_parameters()) if len(getattr(p, "ds_shape", p.shape)) == 1]
+    vectors: list[torch.Tensor] = [
+        p for _, p in sorted(model.named_parameters()) if len(getattr(p, "ds_shape", p.shape)) == 1
+    ]
     vectors = [vectors[i * len(vectors) // _NUM_SAMPLES] for i in range(_NUM_SAMPLES)]
-    context: Any = nullcontext()
-    if is_deepspeed_zero3_enabled():
-        import deepspeed
-
-        context = deepspeed.zero.GatheredParameters([embedding, *set(vectors)])
-    with context:
+    with gathered([embedding, *vectors]) as (embedding, *vectors):
         rows, columns = embedding.shape
         samples = [embedding[i * rows // _NUM_SAMPLES, i * columns // _NUM_SAMPLES] for i in range(_NUM_SAMPLES)]
         samples += [vector[i % len(vector)] for i, vector in enumerate(vectors)]

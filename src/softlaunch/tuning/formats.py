@@ -11,6 +11,7 @@ key turned by n: (R_{t+n} q)·(R_n k) = (R_t q)·k.
 """
 
 import json
+import logging
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -20,8 +21,11 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from softlaunch.errors import CheckpointError
+from softlaunch.tuning.fingerprint import fingerprint, num_differences
 from softlaunch.tuning.prefix_encoder import PEFT_TYPE, PrefixConfig, PrefixEncoder, kv_shape
 from softlaunch.tuning.rotary import rotate_keys
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -37,12 +41,21 @@ class SavedPrefix:
     tensors: dict[str, torch.Tensor]
 
 
-def read_prefix(model: PreTrainedModel, path: str | Path) -> SavedPrefix:
+def read_prefix(model: PreTrainedModel, path: str | Path, num_virtual_tokens: int | None = None) -> SavedPrefix:
     """Read an adapter directory of any of the three formats, or the output directory of a run that holds `adapter/`.
 
     `model` is the base; it turns PEFT's keys and tells the shape that the original format does not write down.
-    Raises CheckpointError when the directory holds no prefix, or a broken one.
+    Raises CheckpointError when the directory holds no prefix, a broken one, one that was made for another base, or one
+    that is not `num_virtual_tokens` long.
     """
+    saved = _read(model, path)
+    _check_fits(model, saved, path, num_virtual_tokens)
+    tokens, tensors = saved.config.num_virtual_tokens, len(saved.tensors)
+    logger.info("%s: %d tensors applied, a prefix of %d virtual tokens", path, tensors, tokens)
+    return saved
+
+
+def _read(model: PreTrainedModel, path: str | Path) -> SavedPrefix:
     directory = Path(path)
     if (directory / "adapter" / CONFIG_FILE).is_file() and not (directory / CONFIG_FILE).is_file():
         directory = directory / "adapter"
@@ -162,3 +175,26 @@ def _config_for(model: PreTrainedModel, num_virtual_tokens: int) -> PrefixConfig
         num_kv_heads=kv_heads,
         head_dim=head_dim,
     )
+
+
+def _check_fits(model: PreTrainedModel, saved: SavedPrefix, path: str | Path, num_virtual_tokens: int | None) -> None:
+    config, shape = saved.config, kv_shape(model.config)
+    if num_virtual_tokens is not None and config.num_virtual_tokens != num_virtual_tokens:
+        raise CheckpointError(
+            f"{path}: the adapter has {config.num_virtual_tokens} virtual tokens, pre_seq_len asks for "
+            f"{num_virtual_tokens}; leave pre_seq_len out or set it to {config.num_virtual_tokens}"
+        )
+    found = (config.num_layers, config.num_kv_heads, config.head_dim)
+    width = saved.tensors["embedding.weight"].shape[1]
+    if found != shape or width != config.table_size:
+        raise CheckpointError(
+            f"{path}: the adapter is for another model: expected {shape[0]} layers × {shape[1]} kv heads × {shape[2]}, "
+            f"found {found[0]} × {found[1]} × {found[2]} ({width} numbers per virtual token)"
+        )
+    differences = num_differences(config.base_fingerprint, fingerprint(model)) if config.base_fingerprint else 0
+    if differences:
+        raise CheckpointError(
+            f"{path}: the adapter was trained on another base: expected {config.base_model_name_or_path}, found "
+            f"{model.name_or_path}, whose weights differ in {differences} of {len(config.base_fingerprint or [])} "
+            "numbers compared; load it on the base it was made for"
+        )

@@ -9,7 +9,9 @@ from peft import PeftConfig
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from softlaunch.errors import ArgumentError
 from softlaunch.tuning.rotary import rotate_keys
+from softlaunch.tuning.split import gathered_in_turn
 
 PEFT_TYPE = "P_TUNING_V2"  # not PREFIX_TUNING: PEFT computes another function from the same numbers, see formats.py
 
@@ -66,6 +68,7 @@ class PrefixEncoder(nn.Module):
         self.config = config
         width = config.table_size
         self.embedding = nn.Embedding(config.num_virtual_tokens, width, dtype=torch.float32)
+        self.register_buffer("virtual_tokens", torch.arange(config.num_virtual_tokens), persistent=False)
         self.trans: nn.Sequential | None = None
         if config.prefix_projection:
             self.trans = nn.Sequential(
@@ -76,11 +79,14 @@ class PrefixEncoder(nn.Module):
 
     def forward(self) -> torch.Tensor:
         """Keys and values (num_layers, 2, num_kv_heads, num_virtual_tokens, head_dim), float32."""
-        config, table = self.config, self.embedding.weight
+        config = self.config
+        table = self.embedding(self.virtual_tokens)  # not its weight: ZeRO-3 gathers that when the module is called
         if self.trans is not None:
             with torch.autocast(table.device.type, enabled=False):
                 table = self.trans(table)
-        table = table.view(config.num_virtual_tokens, config.num_layers, 2, config.num_kv_heads, config.head_dim)
+        # In half precision DeepSpeed rounds the parameters and trains float32 copies of its own
+        shape = (config.num_virtual_tokens, config.num_layers, 2, config.num_kv_heads, config.head_dim)
+        table = table.float().view(shape)
         return table.permute(1, 2, 3, 0, 4)
 
     @torch.no_grad()
@@ -104,17 +110,20 @@ def text_states(model: PreTrainedModel, input_ids: Sequence[int]) -> torch.Tenso
     With them a causal RoPE model answers just as it does with that text in front. The cached key of token j was turned
     by its position j; real tokens will again be counted from 0, so all keys are turned back by the number of tokens.
 
-    Raises ValueError for encoders, which see the whole text at once, and for texts longer than a sliding window.
+    Raises ArgumentError for encoders, which see the whole text at once, and for texts longer than a sliding window.
     """
     if not getattr(model.config, "is_decoder", False) and not model.can_generate():
-        raise ValueError(f"{type(model).__name__} is no causal model: initialise its prefix with 'random' or 'zero'")
+        raise ArgumentError(f"{type(model).__name__} is no causal model: initialise its prefix with 'random' or 'zero'")
     training = model.training
     ids = torch.tensor([list(input_ids)], device=model.device)
-    cache = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True).past_key_values
+    with gathered_in_turn(model):
+        cache = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True).past_key_values
     model.train(training)
     num_tokens = ids.shape[1]
     if any(layer.keys.shape[-2] != num_tokens for layer in cache.layers):
-        raise ValueError(f"the text has {num_tokens} tokens, more than the sliding window of {type(model).__name__}")
+        raise ArgumentError(
+            f"the text has {num_tokens} tokens, more than the sliding window of {type(model).__name__}; shorten it"
+        )
     states = torch.stack([torch.stack([layer.keys[0], layer.values[0]]).float().cpu() for layer in cache.layers])
     states[:, 0] = rotate_keys(model, states[:, 0].to(model.device), -num_tokens).cpu()
     return states

@@ -9,21 +9,23 @@ import sys
 import torch
 from transformers import PreTrainedModel
 
+from softlaunch.errors import ArgumentError
 from softlaunch.tuning.attention import attention_modules
 
 
 def rotate_keys(model: PreTrainedModel, keys: torch.Tensor, positions: int) -> torch.Tensor:
     """`keys` (…, kv_heads, num_tokens, head_dim), float32, each turned by `positions` (may be negative).
 
-    A model without rotary embedding gets its keys back unchanged. Raises ValueError where the rotation depends on the
-    length of the input (`dynamic` and `longrope`), for there is no single such key.
+    A model without rotary embedding gets its keys back unchanged. Raises ArgumentError where the rotation depends on
+    the length of the input (`dynamic` and `longrope`), for there is no single such key.
     """
     rotary = getattr(model.base_model, "rotary_emb", None)
     if rotary is None:
         return keys
     if rotary.rope_type in ("dynamic", "longrope"):
-        raise ValueError(
-            f"{rotary.rope_type!r} rotary embeddings change with the length of the input; no fixed key fits"
+        raise ArgumentError(
+            f"{rotary.rope_type!r} rotary embeddings change with the length of the input, no fixed key fits: neither "
+            "text initialisation nor PEFT's format is possible; initialise the prefix with 'random' or 'zero'"
         )
     apply = sys.modules[type(attention_modules(model)[0]).__module__].apply_rotary_pos_emb
     flat = keys.float().reshape(-1, *keys.shape[-3:])

@@ -1,0 +1,139 @@
+"""The recipe on two processes under every strategy computes what it computes on one. See `cases.py` for the runs."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed.cases import CASES, GRADIENT_ACCUMULATION, MIDDLE, NUM_STEPS
+from tests.distributed.inputs import NUM_TEST_ROWS, write_rows
+from tests.distributed.processes import read_notes, run_processes
+
+pytestmark = pytest.mark.distributed
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+# Other batches, and sums over processes, add the same float32 numbers in another order: 3e-7 of the loss was measured
+LOSS = {"rel": 1e-5}
+# Adam divides a gradient by its own size, so that a weight whose gradient is nearly zero may step as far as all others
+WEIGHTS = {"rtol": 0, "atol": 2e-3}
+
+
+@dataclass
+class Launch:
+    """What one launch left: `directory` with the cases' run directories, the processes' notes and all output."""
+
+    strategy: str
+    directory: Path
+    output: str
+
+    def records(self, case, key):
+        lines = (self.directory / case / "metrics.jsonl").read_text().splitlines()
+        return [record[key] for record in map(json.loads, lines) if key in record]
+
+    def answers(self, case):
+        lines = (self.directory / case / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        return [(record["row_id"], record["predict"]) for record in map(json.loads, lines)]
+
+    def table(self, adapter):
+        return load_file(self.directory / adapter / "adapter_model.safetensors")["prefix_encoder.embedding.weight"]
+
+    def processes(self):
+        return read_notes(self.directory)
+
+
+def launch(strategy, num_processes, directory):
+    write_rows(directory)
+    flags = ["--config_file", f"launch/accelerate/{strategy}.yaml", "--num_processes", str(num_processes)]
+    command = ["accelerate", "launch", "--main_process_port", "0", *flags]
+    output = run_processes([*command, str(HERE / "cases.py"), str(directory)], directory, num_processes)
+    return Launch(strategy, directory, output)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return launch("cpu", 1, tmp_path_factory.mktemp("alone"))
+
+
+@pytest.fixture(scope="module", params=["ddp", "zero1", "zero2", "zero3"])
+def together(request, tmp_path_factory):
+    return launch(request.param, 2, tmp_path_factory.mktemp(request.param))
+
+
+def test_two_processes_share_each_step(together):
+    first, second = together.processes()
+    assert set(first["world_size"]) == set(second["world_size"]) == {2}
+    differ = [a != b for a, b in zip(first["lengths"], second["lengths"], strict=True)]
+    assert any(differ), "batches of one length hide a loss that weighs processes instead of tokens"
+
+
+def test_weights_are_split_under_zero3_alone(together):
+    for process in together.processes():
+        counts = list(zip(process["num_partitioned"], process["num_parameters"], strict=True))
+        if together.strategy != "zero3":
+            assert not any(split for split, _ in counts)
+            continue
+        num_all_split = GRADIENT_ACCUMULATION * NUM_STEPS  # the case `train`
+        assert all(split == every for split, every in counts[:num_all_split])
+        assert all(0 < split <= every for split, every in counts[num_all_split:])
+
+
+def test_training(alone, together):
+    losses = together.records("train", "loss")
+    assert len(losses) == NUM_STEPS
+    assert losses == pytest.approx(alone.records("train", "loss"), **LOSS)
+    assert together.records("train", "grad_norm") == pytest.approx(alone.records("train", "grad_norm"), rel=1e-4)
+    assert together.records("train", "eval_loss") == pytest.approx(alone.records("train", "eval_loss"), **LOSS)
+    assert together.records("train", "eval_rouge-l") == alone.records("train", "eval_rouge-l")
+    torch.testing.assert_close(
+        together.table(f"train/checkpoint-{NUM_STEPS}"), alone.table(f"train/checkpoint-{NUM_STEPS}"), **WEIGHTS
+    )
+
+
+def test_best_checkpoint_is_loaded_at_the_end(together):
+    best = together.table(f"train/checkpoint-{MIDDLE}")
+    assert torch.equal(together.table("train/adapter"), best)
+    assert not torch.equal(together.table(f"train/checkpoint-{NUM_STEPS}"), best)
+
+
+def test_resumed_training_ends_as_the_uninterrupted_one(together):
+    assert together.records("resume", "loss") == pytest.approx(together.records("train", "loss")[MIDDLE:], **LOSS)
+    whole = together.table(f"train/checkpoint-{NUM_STEPS}")
+    torch.testing.assert_close(together.table("resume/adapter"), whole, **WEIGHTS)
+
+
+@pytest.mark.parametrize("case", ["train", "resume", "predict", "predict/base"])
+def test_one_answer_per_row_equal_to_those_of_one_process(case, alone, together):
+    answers = together.answers(case)
+    assert [row for row, _ in answers] == list(range(NUM_TEST_ROWS))
+    assert answers == alone.answers(case)
+    assert len(set(answers)) > 1
+
+
+def test_predicting_alone_answers_as_after_training(together):
+    assert together.answers("predict") == together.answers("train") != together.answers("predict/base")
+    assert together.records("predict", "eval_loss") == pytest.approx(together.records("train", "eval_loss")[-1:])
+
+
+def test_prefix_from_text(alone, together):
+    assert together.records("text", "loss") == pytest.approx(alone.records("text", "loss"), **LOSS)
+
+
+def test_bf16_with_projection(alone, together):
+    """bfloat16 has 8 bits: rounding to it in other places moves the loss by up to 1/256."""
+    assert together.records("bf16", "loss") == pytest.approx(alone.records("bf16", "loss"), rel=2**-8)
+    for tensor in load_file(together.directory / "bf16" / "adapter" / "adapter_model.safetensors").values():
+        assert tensor.dtype == torch.float32
+        assert not torch.equal(tensor, tensor.bfloat16().float()), "rounded to bfloat16 before it was saved"
+
+
+def test_only_the_first_process_speaks_and_nothing_is_left_behind(together):
+    num_steps = NUM_STEPS + (NUM_STEPS - MIDDLE) + 1 + 2  # of train, resume, text and bf16
+    assert together.output.count("'learning_rate'") == num_steps
+    assert together.output.count("***** predict metrics *****") == len(CASES)
+    assert together.output.count("prompts in the style of") == len(CASES)
+    assert "destroy_process_group() was not called" not in together.output
+    assert not list(together.directory.rglob("predictions.rank-*"))

@@ -1,0 +1,51 @@
+"""How a program ends, and which process says so."""
+
+import pytest
+
+from softlaunch import entry
+from softlaunch.errors import DataError
+
+
+def end(monkeypatch, rank, main):
+    """The exit code, and how long the process waited before it spoke."""
+    waited = []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(entry, "_set_up_logging", lambda: None)
+    monkeypatch.setattr(entry.time, "sleep", waited.append)
+    with pytest.raises(SystemExit) as found:
+        entry.run(main)
+    return found.value.code, waited
+
+
+def fail():
+    raise DataError("train.json:3: no prompt")
+
+
+def test_user_error_is_its_message_and_code_2(monkeypatch, capsys):
+    assert end(monkeypatch, "0", fail) == (2, [])
+    assert capsys.readouterr().err == "error: train.json:3: no prompt\n"
+
+
+def test_other_processes_let_the_first_speak(monkeypatch, capsys):
+    code, waited = end(monkeypatch, "1", fail)
+    assert code == 2
+    assert len(waited) == 1
+    assert capsys.readouterr().err == "error on process 1: train.json:3: no prompt\n"
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        entry.run(lambda: 1 / 0)
+
+
+def test_deepspeed_config_is_found_in_the_project_of_the_recipe(monkeypatch, tmp_path):
+    for name in ("project/recipes/recipe.py", "project/ds_configs/zero2.json", "user/mine.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path / "user")
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "project" / "recipes" / "recipe.py")])
+    found = str(tmp_path / "project" / "ds_configs" / "zero2.json")
+    for given, expected in (("ds_configs/zero2.json", found), ("mine.json", "mine.json"), ("no.json", "no.json")):
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", given)
+        entry.run(lambda: None)
+        assert entry.os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] == expected
