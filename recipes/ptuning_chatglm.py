@@ -45,6 +45,7 @@ def main() -> None:
         dtype=choose_dtype(model_args.dtype, bf16=training_args.bf16, fp16=training_args.fp16),
         quantization_bit=model_args.quantization_bit,
         attn_implementation=model_args.attn_implementation,
+        model_parallel=model_args.model_parallel_mode,
         **hub,
     )
     model = with_prefix(base, tokenizer, arguments)

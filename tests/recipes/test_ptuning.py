@@ -1,4 +1,4 @@
-"""recipes/ptuning_chatglm.py as a user starts it, on the demo's base: what it leaves, and what it says when it cannot."""
+"""recipes/ptuning_chatglm.py as a user starts it, on the demo's base: what it leaves, and what it says instead."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[2]
 RECIPE = "recipes/ptuning_chatglm.py"
 BASE = "recipes/demo/base"
+TRAIN_FILE = "recipes/demo/train.json"
 
 pytestmark = pytest.mark.recipe
 
@@ -110,7 +111,7 @@ def test_original_train_flags_then_original_evaluate_flags(start, tmp_path):
         "--max_source_length 64 --per_device_eval_batch_size 1 --predict_with_generate --pre_seq_len 128"
     ).split()
     train = (
-        "--do_train --train_file recipes/demo/train.json --max_target_length 128 --per_device_train_batch_size 1 "
+        f"--do_train --train_file {TRAIN_FILE} --max_target_length 128 --per_device_train_batch_size 1 "
         "--gradient_accumulation_steps 16 --logging_steps 10 --save_steps 1000 --learning_rate 2e-2 --max_steps 2"
     ).split()
     done = start(*train, *common)
@@ -124,11 +125,12 @@ def test_original_train_flags_then_original_evaluate_flags(start, tmp_path):
 def test_argument_file_of_the_original_lora_variant(start, tmp_path):
     file = tmp_path / "adgen_original.json"
     file.write_text(
-        f"""{{"do_train": true, "train_file": "recipes/demo/train.json", "validation_file": "recipes/demo/test.json",
+        f"""{{"do_train": true, "train_file": "{TRAIN_FILE}", "validation_file": "recipes/demo/test.json",
         "preprocessing_num_workers": 1, "prompt_column": "content", "overwrite_cache": true,
         "model_name_or_path": "{BASE}", "output_dir": "output/other", "overwrite_output_dir": true,
-        "max_source_length": 64, "max_target_length": 128, "per_device_train_batch_size": 1, "response_column": "summary",
-        "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 16, "predict_with_generate": true,
+        "max_source_length": 64, "max_target_length": 128, "per_device_train_batch_size": 1,
+        "response_column": "summary", "per_device_eval_batch_size": 1,
+        "gradient_accumulation_steps": 16, "predict_with_generate": true,
         "max_steps": 3000, "logging_steps": 10, "save_steps": 100, "learning_rate": 2e-5, "lora_r": 32,
         "model_parallel_mode": true, "output_dir": "{tmp_path}/run"}}""",
         encoding="utf-8",

@@ -35,13 +35,15 @@ def load_model(
     dtype: torch.dtype | None = None,
     quantization_bit: int | None = None,
     attn_implementation: str | None = None,
+    model_parallel: bool = False,
     **hub_kwargs: Any,
 ) -> PreTrainedModel:
     """The causal LM in a local directory or under a hub id, in evaluation mode and with all its weights.
 
     `dtype`: of the weights, `default_dtype()` when not given. `quantization_bit` 4 or 8 quantizes the linear layers of
     the blocks while they are read, and puts the model on this process's GPU if there is one; otherwise it is on the
-    CPU, as long as no `device_map` is given. `hub_kwargs`: revision, cache_dir, token, device_map of `from_pretrained`.
+    CPU, as long as no `device_map` is given. `model_parallel` spreads the layers over the GPUs of this one process.
+    `hub_kwargs`: revision, cache_dir, token, device_map of `from_pretrained`.
 
     Raises ArgumentError for other numbers of bits, CheckpointError when the directory is missing, incomplete, of an
     unsupported kind or unlike its config.
@@ -57,6 +59,10 @@ def load_model(
     }
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
+    if model_parallel and torch.cuda.device_count() > 1:
+        kwargs["device_map"] = "auto"
+    elif model_parallel:
+        logger.warning("model_parallel_mode has no effect: there are no GPUs to spread the model over")
     if quantization_bit is not None:
         kwargs["quantization_config"] = quantization_config(quantization_bit, dtype)
     try:
