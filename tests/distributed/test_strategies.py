@@ -16,10 +16,11 @@ pytestmark = pytest.mark.distributed
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-# Other batches, and sums over processes, add the same float32 numbers in another order: 3e-7 of the loss was measured
+# Sums over other batches and over processes add the same float32 numbers in another order: 1e-7 was measured
 LOSS = {"rel": 1e-5}
-# Adam divides a gradient by its own size, so that a weight whose gradient is nearly zero may step as far as all others
-WEIGHTS = {"rtol": 0, "atol": 2e-3}
+# Adam divides a gradient by its own size, so a weight whose gradient is next to nothing may step otherwise: 4e-5 was
+# measured after steps of up to 1e-1
+WEIGHTS = {"rtol": 0, "atol": 1e-3}
 
 
 @dataclass

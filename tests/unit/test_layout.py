@@ -63,12 +63,21 @@ def test_recipes_are_short_and_never_imported():
         assert not [path for path in MODULES if f"recipes.{recipe.stem}" in imported_modules(path)]
 
 
-def test_importing_everything_has_no_effect():
+def test_importing_everything_has_no_effect_and_needs_no_extras():
     """No logging set-up, no process group, no device chosen, no attention registered, no file written."""
     names = [".".join(["softlaunch", *path.relative_to(PACKAGE).with_suffix("").parts]) for path in MODULES]
     names = [name.removesuffix(".__init__") for name in names]
     script = f"""
-import importlib, logging, os, sys
+import importlib, importlib.util, logging, os, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("deepspeed", "bitsandbytes"):
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Absent())
+find_spec = importlib.util.find_spec  # accelerate and peft ask this first
+def find(name, *rest):
+    return None if name.split(".")[0] in ("deepspeed", "bitsandbytes") else find_spec(name, *rest)
+importlib.util.find_spec = find
 before = dict(os.environ)
 for name in {names!r}:
     importlib.import_module(name)

@@ -5,13 +5,12 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
 
 from softlaunch.errors import CheckpointError
 from softlaunch.models import load_model
-from softlaunch.tuning import add_prefix, load_adapter
+from softlaunch.tuning import add_prefix, export_adapter, load_adapter
 from softlaunch.tuning.attention import IMPLEMENTATIONS
-from softlaunch.tuning.formats import ORIGINAL_FILE, WEIGHTS_FILE, write_original, write_peft
+from softlaunch.tuning.formats import ORIGINAL_FILE, WEIGHTS_FILE
 from tests.bases import CONFIGS, PREFIX_KEYS, Golden, batch, random_base
 
 PREFIX_GOLDENS = ["chatglm2_prefix", "chatglm2_prefix_projection"]
@@ -236,27 +235,12 @@ def test_adapter_directory_round_trip(tmp_path):
 @pytest.mark.parametrize("name", PREFIX_GOLDENS)
 def test_original_format_in_and_out(name, tmp_path):
     model, golden = golden_model(name, tmp_path / "base")
-    write_original(model.encoder(), tmp_path / "original")
+    export_adapter(model, tmp_path / "original", format="original")
     written = torch.load(tmp_path / "original" / ORIGINAL_FILE, weights_only=True)
     assert set(written) == {PREFIX_KEYS + k for k in golden.prefix}
     again = load_adapter(load_model(str(tmp_path / "base")), tmp_path / "original")
     ids = golden.tensors["input_ids"]
     torch.testing.assert_close(again(input_ids=ids).logits, golden.tensors["logits"], atol=TOLERANCE, rtol=0)
-
-
-@pytest.mark.parametrize("projection", [False, True])
-@pytest.mark.parametrize("family", list(CONFIGS))
-def test_stock_peft_computes_the_same_from_an_export_and_back(family, projection, tmp_path):
-    model = add_prefix(random_base(family), num_virtual_tokens=5, projection=projection).eval()
-    write_peft(model.base_model, model.encoder(), tmp_path)
-    peft = PeftModel.from_pretrained(random_base(family), tmp_path).eval()
-    right, left = batch(ROWS, "right"), batch(ROWS, "left")
-    real = right["attention_mask"].bool()
-    torch.testing.assert_close(peft(**right).logits[real], model(**right).logits[real], atol=1e-4, rtol=0)
-    stock = peft.generate(**left, max_new_tokens=8, do_sample=False)
-    assert torch.equal(stock, model.generate(**left, max_new_tokens=8, do_sample=False))
-    back = load_adapter(random_base(family), tmp_path)
-    torch.testing.assert_close(back(**right).logits[real], model(**right).logits[real], atol=1e-4, rtol=0)
 
 
 def test_adapter_for_another_base_or_length_is_refused(tmp_path):
@@ -298,7 +282,7 @@ def test_several_adapters(tmp_path):
     for name in ("second", "first", "second"):
         together.set_adapter(name, inference_mode=True)
         alone = load_adapter(random_base("glm"), tmp_path / name)
-        assert greedy(together, ROWS) == greedy(alone, ROWS)
+        assert greedy(together, ROWS) == greedy(alone, ROWS) == [greedy(together, [row])[0] for row in ROWS]
     together.save_pretrained(tmp_path / "both")
     assert {p.name for p in (tmp_path / "both").iterdir()} == {"first", "second"}
     together.set_adapter("first")

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from accelerate.utils import DeepSpeedOptimizerWrapper
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
@@ -39,9 +38,8 @@ class NonFiniteGradients(TrainerCallback):
         self.num_skipped = 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        optimizer = kwargs.get("optimizer")
-        if isinstance(optimizer, DeepSpeedOptimizerWrapper):
-            finite = not optimizer.step_was_skipped
+        if args.deepspeed_plugin is not None:
+            finite = not kwargs["optimizer"].step_was_skipped
         else:
             finite = _on_all_processes(_gradients_are_finite(kwargs["model"]))
         if finite:
