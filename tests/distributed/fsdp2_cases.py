@@ -23,6 +23,7 @@ from softlaunch.tuning import PrefixModel, add_prefix
 from tests.bases import batch, random_base
 
 NUM_STEPS = 4
+NO_DEEPSPEED = SimpleNamespace(deepspeed_plugin=None)
 LENGTHS = [(4, 7), (9, 3), (6, 12), (2, 2)]  # prompt and answer of each row; a process gets two
 
 
@@ -60,7 +61,7 @@ def train(model: PrefixModel, rows: slice, num_processes: int) -> list[float]:
         logits = model.train()(**inputs, use_cache=False).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="sum") / num_labels
         (loss * num_processes).backward()
-        NonFiniteGradients(skips_overflow=False).on_pre_optimizer_step(None, None, None, model=model)
+        NonFiniteGradients(skips_overflow=False).on_pre_optimizer_step(NO_DEEPSPEED, None, None, model=model)
         optimizer.step()
         optimizer.zero_grad()
         total = loss.detach()

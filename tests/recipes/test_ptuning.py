@@ -87,7 +87,7 @@ def test_demo_leaves_these_files_and_prints_the_comparison(start, tmp_path):
 
 def test_bf16_trains_on_the_cpu_and_picks_the_best_checkpoint_by_rouge(start, tmp_path):
     start(
-        *demo(tmp_path, bf16=True, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2),
+        *demo(tmp_path, bf16=True, eval_strategy="steps", eval_steps=2, save_steps=2, save_total_limit=2),
         *("--load_best_model_at_end", "--metric_for_best_model", "rouge-l", "--predict_with_generate"),
     )
     state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
@@ -156,7 +156,7 @@ def test_multi_turn_rows(start, tmp_path):
 
 
 def test_a_run_goes_on_from_its_checkpoint_and_restart_begins_anew(start, tmp_path):
-    few = {"save_strategy": "steps", "save_steps": 2, "do_predict": "false", "do_eval": "false", "logging_steps": 1}
+    few = {"save_steps": 2, "save_total_limit": 2, "do_predict": "false", "do_eval": "false", "logging_steps": 1}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     start(*demo(whole, **few))
     start(*demo(cut, **few))
@@ -174,7 +174,7 @@ def test_a_run_goes_on_from_its_checkpoint_and_restart_begins_anew(start, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"learning_rat": "1"}, "did you mean learning_rate"),
+        ({"learning_rat": "1"}, "did you mean --learning_rate?"),
         ({"model_name_or_path": "recipes/demo"}, "no config.json"),
         ({"train_file": "nowhere.json"}, "nowhere.json"),
         ({"prompt_column": "contents"}, "content"),

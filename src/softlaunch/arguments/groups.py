@@ -141,6 +141,9 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     logging_dir: str | None = _option(
         None, help="Directory for TensorBoard's files, with report_to tensorboard; output_dir/runs/… if unset."
     )
+    ddp_find_unused_parameters: bool | None = _option(
+        False, help="Look for parameters without gradient in every step (DDP); there are none here."
+    )
     remove_unused_columns: bool = _option(False, help="Kept off: row ids travel with the batches.")
 
     def __post_init__(self) -> None:

@@ -48,6 +48,10 @@ def load_tokenizer(
     if not config and not Path(path).is_dir():
         raise _nothing_there(path, "no config.json found")  # offline, every further look would take half a minute
     tokenizer_config = _read_json(path, "tokenizer_config.json", hub_kwargs)
+    if not config and not tokenizer_config:
+        raise CheckpointError(
+            f"{path}: no config.json and no tokenizer_config.json here; give a checkpoint directory as released"
+        )
     if _is_released_chatglm(config, tokenizer_config):
         tokenizer = _load_chatglm(path, prompt_style, config, tokenizer_config, hub_kwargs)
     elif prompt_style in CONTROL_TOKENS:

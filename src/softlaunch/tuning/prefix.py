@@ -94,8 +94,10 @@ def export_adapter(
     """Write a prefix for other programs; the active one unless `adapter_name` is given.
 
     `peft`: a PREFIX_TUNING adapter, with which stock `peft.PeftModel.from_pretrained(base, directory)` computes the
-    same logits and answers, up to float rounding. `original`: the `pytorch_model.bin` that ChatGLM2's P-Tuning v2
-    scripts take as `ptuning_checkpoint`. Our own format is what `model.save_pretrained` writes.
+    same logits and answers, up to float rounding. (But under a sliding window PEFT's prefix leaves the window like any
+    token, and ours does not: texts that do not fit into it together with the prefix differ.) `original`: the
+    `pytorch_model.bin` that ChatGLM2's P-Tuning v2 scripts take as `ptuning_checkpoint`. Our own format is what
+    `model.save_pretrained` writes.
 
     Raises ArgumentError for another format, and for `peft` where no fixed key fits (see `rotate_keys`).
     """
