@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from softlaunch.errors import ArgumentError
@@ -95,6 +96,18 @@ def assert_same_results(model, expected):
     assert torch.equal(model.generate(**left, max_new_tokens=8, do_sample=False), expected["answers"])
 
 
+def test_export_in_one_process(tmp_path):
+    """The one case of the fast tier."""
+    model = add_prefix(random_base("glm"), num_virtual_tokens=5, projection=True).eval()
+    export_adapter(model, tmp_path, format="peft")
+    stock = PeftModel.from_pretrained(random_base("glm"), tmp_path).eval()
+    expected = {"logits": stock(**batch(ROWS, "right")).logits}
+    expected["answers"] = stock.generate(**batch(ROWS, "left"), max_new_tokens=8, do_sample=False)
+    assert_same_results(model, expected)
+    assert_same_results(load_adapter(random_base("glm"), tmp_path), expected)
+
+
+@pytest.mark.recipe
 @pytest.mark.parametrize("family", BASES)
 def test_stock_peft_answers_as_we_do_with_an_exported_prefix(exchange, family):
     base = load_model(str(exchange / "bases" / family))
@@ -104,6 +117,7 @@ def test_stock_peft_answers_as_we_do_with_an_exported_prefix(exchange, family):
     assert_same_results(load_adapter(model.unload(), exchange / "exported" / family), expected)
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("family", BASES)
 def test_prefix_trained_by_stock_peft_answers_the_same_here(exchange, family, name):
