@@ -435,7 +435,10 @@ def test_every_option_is_documented():
 def test_defaults_are_transformers_but_for_those_named():
     ours = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
     theirs = {f.name: f.default for f in dataclasses.fields(Seq2SeqTrainingArguments)}
-    assert {name for name in theirs if ours[name] != theirs[name]} == {"ddp_find_unused_parameters", "remove_unused_columns"}
+    assert {name for name in theirs if ours[name] != theirs[name]} == {
+        "ddp_find_unused_parameters",
+        "remove_unused_columns",
+    }
     assert (ours["report_to"], ours["predict_with_generate"]) == ("none", False)
     assert ours["average_tokens_across_devices"] is True
 

@@ -237,7 +237,7 @@ def test_style_from_the_released_code(tmp_path, code, style, caplog):
     directory = nameless(tmp_path)
     (directory / "tokenization_chatglm.py").write_text(f"raise SystemExit('this must not be run')\nTOKENS = {code}\n")
     assert prompt_style_of(load_tokenizer(directory)) == style
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_style_unknown_is_chatglm2_with_a_warning(tmp_path, caplog):
@@ -303,7 +303,7 @@ def as_chatglm_6b_without_config(directory):
 
 BREAKAGES = {
     "there is no tokenizer.model; copy": lambda d: (d / "tokenizer.model").unlink(),
-    "GLM-4 is released with.*-hf": lambda d: (d / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n"),
+    "expected are ranks without a gap from 0": lambda d: (d / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n"),
     "Git LFS pointer.*git lfs pull": lambda d: (d / "tokenizer.model").write_bytes(b"version https://git-lfs.github"),
     "cut off; fetch it again": lambda d: (d / "tokenizer.model").write_bytes(sentencepiece_model()[:5000]),
     "lacks the type BPE": as_unigram,

@@ -8,7 +8,6 @@ in a message.
 
 import copy
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -161,11 +160,6 @@ def read_sentencepiece(file: Path) -> Any:
     content = file.read_bytes()
     if content.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{file}: this is a Git LFS pointer, not the file itself; run `git lfs pull` there")
-    if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", content):
-        raise CheckpointError(
-            f"{file}: this is a tiktoken vocabulary, as GLM-4 is released with; that layout is not supported yet. "
-            "Use GLM-4 in transformers' own layout (the repositories whose name ends in -hf)"
-        )
     model: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         model.ParseFromString(content)

@@ -1,8 +1,8 @@
 """Loading the base in 8 or 4 bits (bitsandbytes), so that only the adapter is kept in full precision.
 
 transformers reads one tensor after the other and packs it before it reads the next. So loading takes the memory of the
-packed model and, for a moment, that of one tensor at a time: on the CPU about six times the largest one in 4 bits and
-three times in 8 bits, which is less than a shard of a released checkpoint. Shards are mapped, not read as a whole; the
+packed model and, for a moment, that of one tensor at a time: on the CPU about seven times the largest one in 4 bits and
+four times in 8 bits, which is less than a shard of a released checkpoint. Shards are mapped, not read as a whole; the
 mapped pages count as resident, but the system takes them back when it needs the memory.
 """
 

@@ -17,6 +17,7 @@ from softlaunch.models.chatglm_tokenizer import (
     build_chatglm_tokenizer,
     read_sentencepiece,
 )
+from softlaunch.models.tiktoken_tokenizer import build_glm4, is_tiktoken
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +33,15 @@ def load_tokenizer(
     truncation, prompts) from its `tokenizer.model`; the directory is only read. Both share that file, so which of them
     it is follows from the configs beside it, or from `prompt_style`. Decoding differs from the original in two points:
     `skip_special_tokens` also works for ChatGLM3, and bytes that are no UTF-8 spoil the run of byte tokens around them.
-    Anything else is read by `AutoTokenizer` without remote code; a missing pad token becomes the eos token.
+    GLM-4-9B's comes from its tiktoken file, see `tiktoken_tokenizer`. Anything else is read by `AutoTokenizer` without
+    remote code; a missing pad token becomes the eos token.
 
     `prompt_style`: `auto`; `chatglm2` or `chatglm3` for a released directory that does not tell; `chat_template` to
     insist that the tokenizer has one; `plain` to use none. `hub_kwargs`: `revision`, `cache_dir`, `token` for a hub id.
     A local directory causes no network call.
 
-    Raises CheckpointError for a missing directory or file and for kinds that are not supported (ChatGLM-6B, GLM-4 as
-    released), ArgumentError for a `prompt_style` that does not go with the tokenizer.
+    Raises CheckpointError for a missing directory or file and for kinds that are not supported (ChatGLM-6B),
+    ArgumentError for a `prompt_style` that does not go with the tokenizer.
     """
     path = os.fspath(path)
     if prompt_style not in PROMPT_STYLES:
@@ -85,6 +87,8 @@ def _load_chatglm(
             f"{path}: there is no tokenizer.model; copy the file of that name from the released ChatGLM2-6B or "
             "ChatGLM3-6B (they share it) into the directory"
         )
+    if is_tiktoken(file):
+        return build_glm4(file, name_or_path=path)
     model = read_sentencepiece(file)
     style, reason = _find_prompt_style(path, config, tokenizer_config, hub_kwargs)
     for asked in CONTROL_TOKENS:
