@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, GlmConfig, GlmForCausalLM
 
 from softlaunch.data.encode import EncodeOptions, encode_for_generation, encode_for_training
 from softlaunch.errors import CheckpointError
-from softlaunch.models import load_model
+from softlaunch.models import load_model, load_tokenizer
 from softlaunch.models.chatglm import glm_config
 from softlaunch.models.tiktoken_tokenizer import build_glm4, is_tiktoken
 from tests.bases import GOLDENS, RELEASED_GLM4, batch, released_weights, write_released
@@ -171,6 +171,15 @@ def test_saved_tokenizer_is_read_by_auto_tokenizer(tokenizer, tmp_path):
     for text in RECORDED["texts"][:20]:
         if "<|" not in text and "[gMASK]" not in text:
             assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_released_directory_gives_this_tokenizer(tokenizer, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(RELEASED_GLM4))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ChatGLM4Tokenizer"}))
+    (tmp_path / "tokenizer.model").write_bytes(VOCABULARY.read_bytes())
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.chat_template == tokenizer.chat_template
+    assert loaded(RECORDED["texts"])["input_ids"] == tokenizer(RECORDED["texts"])["input_ids"]
 
 
 def test_damaged_files_are_refused(tmp_path):
