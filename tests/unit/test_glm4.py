@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer, GlmConfig, GlmForCausalLM
 
 from softlaunch.data.encode import EncodeOptions, encode_for_generation, encode_for_training
-from softlaunch.errors import CheckpointError
+from softlaunch.errors import ArgumentError, CheckpointError
 from softlaunch.models import load_model, load_tokenizer
 from softlaunch.models.chatglm import glm_config
 from softlaunch.models.tiktoken_tokenizer import build_glm4, is_tiktoken
@@ -177,6 +177,8 @@ def test_released_directory_gives_this_tokenizer(tokenizer, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(RELEASED_GLM4))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ChatGLM4Tokenizer"}))
     (tmp_path / "tokenizer.model").write_bytes(VOCABULARY.read_bytes())
+    with pytest.raises(ArgumentError, match="this is GLM-4; leave it out"):
+        load_tokenizer(tmp_path, prompt_style="chatglm3")
     loaded = load_tokenizer(tmp_path)
     assert loaded.chat_template == tokenizer.chat_template
     assert loaded(RECORDED["texts"])["input_ids"] == tokenizer(RECORDED["texts"])["input_ids"]

@@ -88,6 +88,8 @@ def _load_chatglm(
             "ChatGLM3-6B (they share it) into the directory"
         )
     if is_tiktoken(file):
+        if prompt_style in CONTROL_TOKENS:
+            raise ArgumentError(f"{path}: prompt_style is {prompt_style!r}, but this is GLM-4; leave it out")
         return build_glm4(file, name_or_path=path)
     model = read_sentencepiece(file)
     style, reason = _find_prompt_style(path, config, tokenizer_config, hub_kwargs)
