@@ -4,9 +4,19 @@ A message says what is wrong, the value found, what is allowed, and what to do n
 alone and exit with code 2 (see `softlaunch.entry`); any other exception is a defect and keeps its traceback.
 """
 
+from typing import Any
+
+from softlaunch.messages import say
+
 
 class UserError(ValueError):
-    """Base of the family; raise one of its children."""
+    """Base of the family; raise one of its children.
+
+    With `values` the message is `say(template, **values)`; without, it is the text as it stands.
+    """
+
+    def __init__(self, template: str, **values: Any):
+        super().__init__(say(template, **values) if values else template)
 
 
 class ArgumentError(UserError):

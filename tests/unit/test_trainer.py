@@ -8,7 +8,6 @@ import torch
 from transformers import TrainerCallback
 
 from softlaunch.arguments import TrainingArguments
-from softlaunch.training.callbacks import MetricsFile
 from softlaunch.training.finite import NotFiniteError
 from softlaunch.training.trainer import CausalTrainer
 from softlaunch.tuning import add_prefix
@@ -146,7 +145,7 @@ def test_a_checkpoint_holds_the_adapter_and_resumes_bit_for_bit(tmp_path):
 def test_metrics_file_is_appended_and_replaced_on_restart(tmp_path):
     file = tmp_path / "metrics.jsonl"
     for restart, expected in ((False, 5), (False, 10), (True, 5)):
-        trainer(tmp_path, callbacks=[MetricsFile(file, restart)]).train()
+        trainer(tmp_path, do_train=True, restart=restart).train()
         records = [json.loads(line) for line in file.read_text().splitlines()]
         assert len(records) == expected  # four steps and the summary
         assert [record["step"] for record in records[-5:]] == [1, 2, 3, 4, 4]

@@ -50,6 +50,11 @@ class ModelArguments:
         False, help="Spread the layers over all GPUs that this one process sees, for a model too large for one."
     )
 
+    @property
+    def hub(self) -> dict[str, Any]:
+        """What `from_pretrained` is told of the hub."""
+        return {"revision": self.model_revision, "cache_dir": self.cache_dir, "token": self.token}
+
 
 @dataclass(frozen=True)
 class TuningArguments:

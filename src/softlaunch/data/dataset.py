@@ -2,20 +2,44 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from softlaunch.arguments import DataArguments
+from softlaunch.arguments import Arguments, DataArguments
 from softlaunch.data.encode import EncodeOptions, encode_for_generation, encode_for_training
 from softlaunch.data.read import read_rows
 
 logger = logging.getLogger(__name__)
 
 
+class Rows(NamedTuple):
+    """The encoded rows of a run; None for what it does not need. `validation_prompts` are `validation` to answer."""
+
+    train: datasets.Dataset | None
+    validation: datasets.Dataset | None
+    validation_prompts: datasets.Dataset | None
+    test: datasets.Dataset | None
+
+
+def load_rows(arguments: Arguments, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    """The rows for every step of the run that its arguments ask for. Raises DataError for rows that cannot be used."""
+    data, training = arguments.data, arguments.training
+    train = validation = validation_prompts = test = None
+    if training.do_train:
+        train = training_rows(data.train_file, data, tokenizer, data.max_train_samples)
+    if training.do_eval:
+        validation = training_rows(data.validation_file, data, tokenizer, data.max_eval_samples)
+    if training.do_eval and training.predict_with_generate:
+        validation_prompts = prompt_rows(data.validation_file, data, tokenizer, data.max_eval_samples)
+    if training.do_predict:
+        test = prompt_rows(data.test_file, data, tokenizer, data.max_predict_samples)
+    return Rows(train, validation, validation_prompts, test)
+
+
 def training_rows(
-    file: str, arguments: DataArguments, tokenizer: PreTrainedTokenizerBase, max_rows: int | None = None
+    file: str | None, arguments: DataArguments, tokenizer: PreTrainedTokenizerBase, max_rows: int | None = None
 ) -> datasets.Dataset:
     """`input_ids`, `labels` and `row_id` of every row of `file`, for training and for `eval_loss`."""
     rows = _encoded(file, arguments, tokenizer, max_rows, encode_for_training, require_response=True)
@@ -23,14 +47,14 @@ def training_rows(
 
 
 def prompt_rows(
-    file: str, arguments: DataArguments, tokenizer: PreTrainedTokenizerBase, max_rows: int | None = None
+    file: str | None, arguments: DataArguments, tokenizer: PreTrainedTokenizerBase, max_rows: int | None = None
 ) -> datasets.Dataset:
     """`input_ids` (of the prompt), `prompt`, `reference` and `row_id` of every row of `file`, to generate answers."""
     return _encoded(file, arguments, tokenizer, max_rows, encode_for_generation, require_response=False)
 
 
 def _encoded(
-    file: str,
+    file: str | None,
     arguments: DataArguments,
     tokenizer: PreTrainedTokenizerBase,
     max_rows: int | None,
@@ -38,6 +62,7 @@ def _encoded(
     *,
     require_response: bool,
 ) -> datasets.Dataset:
+    assert file is not None  # the arguments were checked for it
     rows = read_rows(
         file,
         prompt_column=arguments.prompt_column,

@@ -21,6 +21,7 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from softlaunch.arguments import DataArguments, TrainingArguments
 from softlaunch.data.collate import GenerationCollator
 from softlaunch.data.order import batches_of_process
 from softlaunch.evaluation.whole import whole_weights
@@ -43,6 +44,12 @@ class GenerationOptions:
     top_p: float = 0.7
     temperature: float = 0.95
 
+    @classmethod
+    def of(cls, data: DataArguments) -> "GenerationOptions":
+        """What the run's arguments ask for."""
+        assert data.val_max_target_length is not None  # set from max_target_length
+        return cls(data.val_max_target_length, data.num_beams, data.do_sample, data.top_p, data.temperature)
+
     def config(self, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
         """For `generate`; nothing of the base model's own generation settings is kept."""
         turns = [tokenizer.convert_tokens_to_ids(token) for token in _TURN_TOKENS if token in tokenizer.get_vocab()]
@@ -60,6 +67,15 @@ class GenerationOptions:
         """Short digest of all that decides about the answers: these options, the model and the prompts."""
         what = [asdict(self), model_digest, rows["row_id"][:], rows["input_ids"][:]]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+
+
+def share_of_process(training: TrainingArguments) -> dict[str, int]:
+    """Which rows this process answers, and how many at once: keyword arguments of `generate_answers` and `predict`."""
+    return {
+        "batch_size": training.per_device_eval_batch_size,
+        "process_index": training.process_index,
+        "num_processes": training.world_size,
+    }
 
 
 def generate_answers(

@@ -1,14 +1,26 @@
 """Scores of generated answers, while training too: what the best checkpoint can be chosen by."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import datasets
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
-from softlaunch.evaluation.predict import GenerationOptions, generate_answers
+from softlaunch.arguments import Arguments
+from softlaunch.evaluation.predict import GenerationOptions, generate_answers, share_of_process
 from softlaunch.evaluation.text_metrics import SCORE_NAMES, score_rows
+
+
+def scorer(
+    rows: datasets.Dataset | None, tokenizer: PreTrainedTokenizerBase, arguments: Arguments
+) -> Callable[[Any], dict[str, float]] | None:
+    """`answer_scores` as a function of the model alone, as the run asks for it; None without rows to answer."""
+    if rows is None:
+        return None
+    share = share_of_process(arguments.training)
+    return partial(answer_scores, tokenizer=tokenizer, rows=rows, options=GenerationOptions.of(arguments.data), **share)
 
 
 def answer_scores(

@@ -1,6 +1,7 @@
 """The one Trainer subclass: what the loss is, in which order rows come, and what a checkpoint holds."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import datasets
@@ -13,10 +14,12 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer_utils import EvalLoopOutput
 
+from softlaunch.arguments import TrainingArguments
 from softlaunch.data.collate import TrainingCollator
 from softlaunch.data.encode import IGNORED_LABEL
 from softlaunch.data.order import LengthGroupedSampler
-from softlaunch.training.checkpoint import trained_tensors
+from softlaunch.training.callbacks import MetricsFile, ReplaceEarlierRun
+from softlaunch.training.checkpoint import checkpoint_to_resume, trained_tensors
 from softlaunch.training.finite import NonFiniteGradients, stop_if_not_finite
 
 AnswerScores = Callable[[nn.Module], dict[str, float]]
@@ -36,9 +39,29 @@ class CausalTrainer(Trainer):
     def __init__(self, *, pad_token_id: int, answer_scores: AnswerScores | None = None, **kwargs: Any):
         super().__init__(data_collator=TrainingCollator(pad_token_id), compute_metrics=self._scores, **kwargs)
         self.answer_scores = answer_scores
+        arguments, output_dir = cast(TrainingArguments, self.args), Path(str(self.args.output_dir))
+        begins_anew = arguments.restart and arguments.do_train
+        self.add_callback(MetricsFile(output_dir / "metrics.jsonl", restart=begins_anew))
         self.add_callback(NonFiniteGradients(self.args.fp16))
         if not self.is_world_process_zero():
             self.remove_callback(PrinterCallback)  # it prints on the first process of every node
+
+    def run_training(self) -> None:
+        """Train, from the newest checkpoint on if there is one; leave `adapter/` and the metrics in `output_dir`."""
+        arguments, model = cast(TrainingArguments, self.args), cast(Any, self.model)
+        trainable, total = model.get_nb_trainable_parameters()
+        output_dir = Path(str(arguments.output_dir))
+        if arguments.restart:
+            self.add_callback(ReplaceEarlierRun(output_dir))
+        result = self.train(resume_from_checkpoint=checkpoint_to_resume(arguments))
+        self.save_model(str(output_dir / "adapter"))
+        self.report("train", {**result.metrics, "trainable_parameters": trainable, "parameters": total})
+
+    def report(self, step: str, metrics: dict[str, Any]) -> None:
+        """Print the metrics of one step of the run (train, eval, predict) and write `<step>_results.json`."""
+        if self.is_world_process_zero():
+            self.log_metrics(step, metrics)
+            self.save_metrics(step, metrics)
 
     def compute_loss(
         self,
