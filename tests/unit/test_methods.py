@@ -20,6 +20,8 @@ from softlaunch.tuning import (
     add_prompt_tuning,
     digest,
     load_adapter,
+    train_all,
+    train_last_layers,
     trainable_summary,
 )
 from tests.bases import CONFIGS, RELEASED_GLM4, batch, random_base, write_released
@@ -288,14 +290,27 @@ def test_damaged_directories_are_told(content, tmp_path):
 def test_summary_counts_and_places():
     summary = trainable_summary(add_lora(random_base("glm"), r=4))
     assert summary.places == {
-        **{f"layers.0-2.self_attn.{name}_proj.lora_A": 3 * 4 * 64 for name in "qkv"},
-        "layers.0-2.self_attn.q_proj.lora_B": 3 * 4 * 64,
-        **{f"layers.0-2.self_attn.{name}_proj.lora_B": 3 * 4 * 32 for name in "kv"},
+        "layers.0-2.self_attn.q_proj": 3 * 4 * (64 + 64),
+        "layers.0-2.self_attn.k_proj": 3 * 4 * (64 + 32),
+        "layers.0-2.self_attn.v_proj": 3 * 4 * (64 + 32),
     }
     assert summary.trainable == sum(summary.places.values())
     base = sum(p.numel() for p in random_base("glm").parameters())
     assert summary.total == base + summary.trainable
     assert summary.share == pytest.approx(summary.trainable / summary.total)
+
+
+def test_summary_of_the_other_methods():
+    prefix = trainable_summary(METHODS["prefix and lora"](random_base("glm"))).places
+    assert prefix.pop("prefix_encoder") == 5 * 3 * 2 * 2 * 16
+    assert set(prefix) == {f"layers.0-2.self_attn.{name}_proj" for name in "qkv"}
+    assert set(trainable_summary(METHODS["p_tuning lstm"](random_base("glm"))).places) == {"prompt_encoder"}
+    assert "lm_head" in trainable_summary(METHODS["lora and lm_head"](random_base("glm"))).places
+    last = trainable_summary(train_last_layers(random_base("glm"), 2))
+    assert {place.rpartition(".")[0] for place in last.places} == {"layers.1-2"}
+    full = trainable_summary(train_all(random_base("glm")))
+    assert {"embed_tokens", "layers.0-2.mlp", "lm_head"} <= set(full.places)
+    assert full.share == 1
 
 
 def test_prompt_encoder_of_the_trainer_is_saved_without_the_model_holding_it(tmp_path):

@@ -33,7 +33,7 @@ class AdapterModel(PeftModelForCausalLM):
         self._in_float32(adapter_name)
 
     def _in_float32(self, adapter_name: str) -> None:
-        """Make whole layers that train (`modules_to_save`) float32, as PEFT does with its own, whatever is around them."""
+        """Make whole layers that train (`modules_to_save`) float32, as PEFT does with its own, in any base."""
         for wrapper in self.modules():
             if isinstance(wrapper, ModulesToSaveWrapper) and adapter_name in wrapper.modules_to_save:
                 layer = wrapper.modules_to_save[adapter_name]

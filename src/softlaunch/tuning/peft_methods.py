@@ -43,9 +43,7 @@ def add_lora(
         raise ArgumentError("lora_r is {r}; it must be at least 1, 8 as a rule", r=r)
     if dora and getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu":
         raise ArgumentError(
-            say(
-                "use_dora fails on an 8-bit base on the CPU, by a fault of PEFT's: take quantization_bit 4, or plain LoRA"
-            )
+            say("use_dora fails on an 8-bit base on the CPU, by a fault of PEFT's: take quantization_bit 4 or LoRA")
         )
     config = LoraConfig(
         task_type="CAUSAL_LM",
