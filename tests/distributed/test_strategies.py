@@ -152,11 +152,14 @@ def test_every_method_trains_and_answers_as_on_one_process(method, alone, togeth
         ours, theirs = load_file(together.directory / file), load_file(alone.directory / file)
         assert set(ours) == set(theirs)
         for name in ours:
+            if name.endswith("k_proj.bias"):  # moves all scores of a query alike: its gradient is rounding
+                continue
             torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=METHOD_LEARNING_RATE / 10, msg=name)
 
 
 def test_full_in_half_precision_has_float32_master_weights(alone, together):
-    assert together.records("full_bf16", "loss") == pytest.approx(alone.records("full_bf16", "loss"), rel=2**-8)
+    """DeepSpeed computes all of it in bfloat16, autocast leaves norms and sums in float32."""
+    assert together.records("full_bf16", "loss") == pytest.approx(alone.records("full_bf16", "loss"), rel=2**-6)
     directory = together.directory / "full_bf16"
     for tensor in load_file(directory / f"checkpoint-{METHOD_STEPS}" / "model.safetensors").values():
         assert tensor.dtype == torch.float32

@@ -14,7 +14,6 @@ import torch
 from peft import PeftType
 from peft.utils import load_peft_weights
 from safetensors.torch import save_file
-from torch.func import functional_call
 
 from softlaunch.errors import ArgumentError, CheckpointError
 from softlaunch.messages import say
@@ -105,11 +104,11 @@ class SoftPromptModel(AdapterModel):
 
     @torch.no_grad()
     def _encoded(self, name: str, trained: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the encoder computes from these tensors: its own may be split over processes."""
-        here = {k: v.to(self.device) for k, v in trained.items()}
-        tokens = self.prompt_tokens[name].to(self.device)[None]
-        with _float32(self.device):
-            return functional_call(self.prompt_encoder[name], here, (tokens,))[0].cpu().contiguous()
+        """What the encoder computes from these tensors: its own may be split over processes, which this one is not."""
+        with torch.device("meta"):  # draws no random numbers, which would set this process apart from the others
+            encoder = type(self.prompt_encoder[name])(self.peft_config[name])
+        encoder.load_state_dict(trained, assign=True)
+        return encoder(self.prompt_tokens[name][None])[0].contiguous()
 
     def _read(self, directory: Path, adapter_name: str, is_trainable: bool) -> None:
         tensors = load_peft_weights(str(directory), device="cpu")
