@@ -91,7 +91,8 @@ def test_no_message_is_built_in_an_f_string():
         skipped = {
             id(inner)
             for node in ast.walk(tree)
-            if ast.unparse(node).startswith(("assert", "raise RuntimeError", "raise ValueError", "def _chat_template"))
+            if isinstance(node, ast.stmt)
+            and ast.unparse(node).startswith(("assert", "raise RuntimeError", "raise ValueError", "def _chat_template"))
             for inner in ast.walk(node)
         }
         for node in ast.walk(tree):

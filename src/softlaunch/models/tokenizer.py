@@ -110,8 +110,8 @@ def _load_chatglm(
     style, reason = _find_prompt_style(path, config, tokenizer_config, hub_kwargs)
     for asked in CONTROL_TOKENS:
         if asked == prompt_style:
-            style, reason = asked, "as asked for"
-    logger.info("%s: prompts in the style of %s (%s)", path, style, reason)
+            style, reason = asked, say("as asked for")
+    logger.info(say("{path}: prompts in the style of {style} ({reason})", path=path, style=style, reason=reason))
     return build_chatglm_tokenizer(model, style, name_or_path=path)
 
 
@@ -127,22 +127,24 @@ def _find_prompt_style(
 ) -> tuple[ChatGLMStyle, str]:
     """ChatGLM2 or ChatGLM3, and why: by its role tokens, else by name, else by the released code, which is not run."""
     if "<|" in json.dumps(tokenizer_config, ensure_ascii=False):
-        return "chatglm3", "tokenizer_config.json knows role tokens"
+        return "chatglm3", say("tokenizer_config.json knows role tokens")
     paths = [tokenizer_config.get("name_or_path"), config.get("_name_or_path"), path]
     for name in (Path(path).name for path in paths if path):
         for style in CONTROL_TOKENS:
             if style in name.lower().replace("-", ""):
-                return style, f"from the name {name}"
+                return style, say("from the name {name}", name=name)
     code = _find_file(path, "tokenization_chatglm.py", hub_kwargs)
     if code is not None:
         has_roles = "<|user|>" in code.read_text(encoding="utf-8")
-        return "chatglm3" if has_roles else "chatglm2", "from tokenization_chatglm.py"
+        return "chatglm3" if has_roles else "chatglm2", say("from tokenization_chatglm.py")
     logger.warning(
-        "%s: nothing here tells ChatGLM2 from ChatGLM3; if it is ChatGLM3, give prompt_style chatglm3, "
-        "or put ChatGLM3's name into _name_or_path of config.json",
-        path,
+        say(
+            "{path}: nothing here tells ChatGLM2 from ChatGLM3; if it is ChatGLM3, give prompt_style chatglm3, or put "
+            "ChatGLM3's name into _name_or_path of config.json",
+            path=path,
+        )
     )
-    return "chatglm2", "no sign of ChatGLM3"
+    return "chatglm2", say("no sign of ChatGLM3")
 
 
 def _load_auto(path: str, hub_kwargs: Mapping[str, Any]) -> PreTrainedTokenizerBase:
