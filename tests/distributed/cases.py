@@ -30,7 +30,7 @@ METHODS = {
     "freeze": ("finetune_chatglm", {"tuning": "freeze", "freeze_trainable_layers": 1}),
     "full_bf16": ("finetune_chatglm", {"tuning": "full", "bf16": True, "save_format": "chatglm"}),
 }
-CASES = ("train", "resume", "predict", "text", "bf16", *METHODS)
+CASES = ("train", "resume", "predict", "text", "bf16", "4bit", *METHODS)
 ALL_SPLIT = ("train",)  # the cases in which ZeRO-3 leaves nothing whole, the others run with the file as it is
 METHOD_STEPS, METHOD_LEARNING_RATE = 2, 1e-3
 ROWS_PER_UPDATE, GRADIENT_ACCUMULATION = 8, 2
@@ -81,6 +81,8 @@ def arguments(directory: Path, case: str, num_processes: int) -> list[str]:
             options |= training | {"prefix_init": "text", "prefix_init_text": "这款上衣", "max_steps": 1}
         case "bf16":
             options |= training | {"bf16": True, "prefix_projection": True, "learning_rate": 0.01, "max_steps": 2}
+        case "4bit":
+            options |= training | {"quantization_bit": 4, "num_beams": 2, "max_steps": 2}
         case _:
             few = {"max_steps": METHOD_STEPS, "save_steps": METHOD_STEPS, "learning_rate": METHOD_LEARNING_RATE}
             options |= {"do_train": True, "logging_steps": 1, **few, **METHODS[case][1]}

@@ -139,6 +139,11 @@ def test_bf16_with_projection(alone, together):
         assert not torch.equal(tensor, tensor.bfloat16().float()), "rounded to bfloat16 before it was saved"
 
 
+def test_quantized_base_and_beams(alone, together):
+    assert together.records("4bit", "loss") == pytest.approx(alone.records("4bit", "loss"), **LOSS)
+    assert together.answers("4bit") == alone.answers("4bit")
+
+
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "full_bf16"])
 def test_every_method_trains_and_answers_as_on_one_process(method, alone, together):
     losses = together.records(method, "loss")
@@ -170,7 +175,7 @@ def test_full_in_half_precision_has_float32_master_weights(alone, together):
 
 
 def test_only_the_first_process_speaks_and_nothing_is_left_behind(together):
-    num_steps = NUM_STEPS + (NUM_STEPS - MIDDLE) + 1 + 2  # of train, resume, text and bf16
+    num_steps = NUM_STEPS + (NUM_STEPS - MIDDLE) + 1 + 2 + 2  # of train, resume, text, bf16 and 4bit
     num_steps += METHOD_STEPS * len(METHODS)
     assert together.output.count("'learning_rate'") == num_steps
     assert together.output.count("***** predict metrics *****") == len(CASES)

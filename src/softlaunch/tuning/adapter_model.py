@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from softlaunch.errors import CheckpointError
+from softlaunch.messages import say
 from softlaunch.tuning.fingerprint import fingerprint, num_differences
 
 CONFIG_FILE = "adapter_config.json"
@@ -94,9 +95,14 @@ class AdapterModel(PeftModelForCausalLM):
             self._in_float32(adapter_name)
         missing = [key for key in result.missing_keys if adapter_name in key.split(".")]  # PEFT looks for a substring
         if missing or result.unexpected_keys:
-            raise KeyError(
-                f"{len(missing)} tensors are missing {missing[:2]}, "
-                f"{len(result.unexpected_keys)} have no place {result.unexpected_keys[:2]}"
+            raise ValueError(
+                say(
+                    "{missing} tensors are missing {first_missing}, {unexpected} have no place {first_unexpected}",
+                    missing=len(missing),
+                    first_missing=missing[:2],
+                    unexpected=len(result.unexpected_keys),
+                    first_unexpected=result.unexpected_keys[:2],
+                )
             )
 
 

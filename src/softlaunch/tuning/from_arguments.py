@@ -8,7 +8,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softlaunch.arguments import Arguments, TuningArguments
 from softlaunch.errors import ArgumentError
-from softlaunch.messages import say
 from softlaunch.tuning.adapter_model import AdapterModel
 from softlaunch.tuning.earlier import earlier_adapter
 from softlaunch.tuning.load import load_adapter
@@ -60,7 +59,7 @@ def new_prefix(
 ) -> PrefixModel:
     """An untrained prefix as the arguments describe it."""
     if tuning.pre_seq_len is None and tuning.prefix_init != "text":
-        raise ArgumentError(say("pre_seq_len is not set: give the number of virtual tokens, 16 to 128 as a rule"))
+        raise ArgumentError("pre_seq_len is not set: give the number of virtual tokens, 16 to 128 as a rule")
     return add_prefix(
         model,
         num_virtual_tokens=tuning.pre_seq_len,

@@ -118,7 +118,13 @@ class SoftPromptModel(AdapterModel):
         encoder.requires_grad_(not config.inference_mode)
         width, found = self.config.get_text_config().hidden_size, tensors["prompt_embeddings"].shape[1]
         if found != width:
-            raise ValueError(f"its virtual tokens have {found} numbers, the embeddings of the base {width}")
+            raise ValueError(
+                say(
+                    "its virtual tokens have {found} numbers, the embeddings of the base {width}",
+                    found=found,
+                    width=width,
+                )
+            )
         if config.peft_type != PeftType.P_TUNING or config.inference_mode:
             encoder.embedding.load_state_dict({"weight": tensors["prompt_embeddings"].float()})
             return
@@ -135,7 +141,7 @@ class SoftPromptModel(AdapterModel):
 def set_prompt(model: SoftPromptModel, embeddings: torch.Tensor, adapter_name: str = "default") -> None:
     """Make `embeddings` (num_virtual_tokens, hidden_size) the table of a prompt without an encoder."""
     if model.peft_config[adapter_name].peft_type != PeftType.PROMPT_TUNING:
-        raise ArgumentError(say("the virtual tokens of a prompt encoder cannot be set"))
+        raise ArgumentError("the virtual tokens of a prompt encoder cannot be set")
     with torch.no_grad():
         weight = cast(Any, model.prompt_encoder[adapter_name]).embedding.weight
         weight.copy_(embeddings.to(weight.device))
