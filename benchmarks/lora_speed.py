@@ -1,0 +1,98 @@
+"""Speed of LoRA: the recipe's trainer against a bare loop with logits at label positions, on the same weights and rows.
+
+    python benchmarks/lora_speed.py        # rows of ADGEN's lengths, about 2 minutes
+
+Both see the same batches in the same order and take turns, `--repeats` times, for the speed of a machine drifts. The
+bare loop is forward, backward, clipping and AdamW; the trainer also counts tokens, looks for losses and gradients that
+are not finite, steps a schedule, and logs. The first step of each turn warms up and is not counted.
+"""
+
+import argparse
+import statistics
+import tempfile
+from typing import Any
+
+import datasets
+import torch
+from common import Clock, base, batches, device, now, rows
+from rich.console import Console
+from rich.table import Table
+
+from softlaunch.arguments import TrainingArguments
+from softlaunch.training.label_logits import LogitsAtLabels
+from softlaunch.training.trainer import CausalTrainer
+from softlaunch.tuning import AdapterModel, add_lora
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="JSON lines with content and summary, in place of generated rows")
+    parser.add_argument("--tokenizer", help="released ChatGLM2 directory, with --data")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--r", type=int, default=8)
+    parser.add_argument("--num_layers", type=int, default=10)
+    parser.add_argument("--hidden_size", type=int, default=512)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    return parser.parse_args()
+
+
+def bare_loop(model: AdapterModel, data: datasets.Dataset, args: argparse.Namespace) -> list[float]:
+    """Seconds of every step."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer, at_labels, times = torch.optim.AdamW(parameters, lr=1e-4), LogitsAtLabels(model), []
+    model.train()
+    for batch in batches(data, args):
+        start = now()
+        batch = {name: tensor.to(device()) for name, tensor in batch.items()}
+        targets = batch["labels"][:, 1:]
+        kept = torch.nn.functional.pad(targets != -100, (0, 1))
+        with at_labels.at(kept):
+            ids, mask = batch["input_ids"], batch["attention_mask"]
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        torch.nn.functional.cross_entropy(logits.float(), targets[targets != -100]).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(now() - start)
+    return times
+
+
+def recipe(model: AdapterModel, data: datasets.Dataset, args: argparse.Namespace) -> list[float]:
+    """Seconds of every step of the recipe's trainer with its default options."""
+    clock: Any = Clock()
+    training = TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        max_steps=args.steps,
+        per_device_train_batch_size=args.batch_size,
+        learning_rate=1e-4,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=4,
+        bf16=args.dtype == "bfloat16",
+    )
+    CausalTrainer(model=model, args=training, train_dataset=data, pad_token_id=0, callbacks=[clock]).train()
+    return clock.times
+
+
+def main() -> None:
+    args = parse_arguments()
+    data = rows(args, args.steps * args.batch_size * 4).select(range(args.steps * args.batch_size))
+    times: dict[str, list[float]] = {"bare loop": [], "recipe": []}
+    for _ in range(args.repeats):
+        for name, run in (("bare loop", bare_loop), ("recipe", recipe)):
+            times[name] += run(add_lora(base(args), r=args.r), data, args)[1:]
+    table = Table(title=f"LoRA r {args.r}, {args.repeats} × {args.steps - 1} steps of {args.batch_size} rows")
+    for name in ("", "mean s/step", "median", "× bare loop"):
+        table.add_column(name, justify="right" if name else "left")
+    bare = statistics.mean(times["bare loop"])
+    for name, found in times.items():
+        mean = statistics.mean(found)
+        table.add_row(name, f"{mean:.3f}", f"{statistics.median(found):.3f}", f"{mean / bare:.2f}")
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
