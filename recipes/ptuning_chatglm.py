@@ -8,25 +8,32 @@ behind the file win over it: --learning_rate 1e-2. With --help it lists all opti
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from softlaunch.arguments import TuningArguments, parse_arguments
+from softlaunch.arguments import Arguments, TuningArguments, parse_arguments
 from softlaunch.data.dataset import load_rows
 from softlaunch.entry import run
 from softlaunch.errors import ArgumentError
 from softlaunch.evaluation.report import predict_and_score
 from softlaunch.evaluation.scores import scorer
-from softlaunch.models import load_base
-from softlaunch.training.begin import begin
+from softlaunch.models import load_base, load_base_tokenizer
+from softlaunch.training.begin import begin, record_run
 from softlaunch.training.trainer import CausalTrainer
 from softlaunch.tuning import PrefixModel, add_prefix, earlier_adapter, load_adapter
+from softlaunch.tuning.attention import check_implementation
 
 
 def main() -> None:
     arguments = parse_arguments(unused=["lora_r", "lora_alpha", "lora_dropout"], description=__doc__)
     begin(arguments)
+    adapter = earlier_adapter(arguments)
+    if adapter is None:
+        check_prefix_options(arguments)
+
+    # The rows, before the model: whatever is wrong with them is said at once
+    tokenizer = load_base_tokenizer(arguments)
+    rows = load_rows(arguments, tokenizer)
 
     # The base model, frozen, and its prefix
-    base, tokenizer = load_base(arguments)
-    adapter = earlier_adapter(arguments)
+    base = load_base(arguments)
     if adapter is None:
         model = with_new_prefix(base, tokenizer, arguments.tuning)
     else:
@@ -35,7 +42,7 @@ def main() -> None:
             base, adapter, trainable=arguments.training.do_train, num_virtual_tokens=num_virtual_tokens
         )
 
-    rows = load_rows(arguments, tokenizer)
+    record_run(arguments)
     trainer = CausalTrainer(
         model=model,
         args=arguments.training,
@@ -54,10 +61,16 @@ def main() -> None:
         trainer.report("predict", scores)
 
 
-def with_new_prefix(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tuning: TuningArguments) -> PrefixModel:
-    """The base with an untrained prefix as the arguments describe it."""
+def check_prefix_options(arguments: Arguments) -> None:
+    """Stop at options that no prefix can be made from."""
+    check_implementation(arguments.model.attn_implementation)
+    tuning = arguments.tuning
     if tuning.pre_seq_len is None and tuning.prefix_init != "text":
         raise ArgumentError("pre_seq_len is not set: give the number of virtual tokens, 16 to 128 as a rule")
+
+
+def with_new_prefix(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tuning: TuningArguments) -> PrefixModel:
+    """The base with an untrained prefix as the arguments describe it."""
     init_ids = tokenizer(tuning.prefix_init_text)["input_ids"] if tuning.prefix_init == "text" else None
     return add_prefix(
         base,

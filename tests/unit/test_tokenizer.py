@@ -309,8 +309,8 @@ BREAKAGES = {
     "lacks the type BPE": as_unigram,
     "lacks no piece of a control token's name": with_a_piece_named_sop,
     "not valid JSON": lambda d: (d / "config.json").write_text("{"),
-    r"ChatGLM-6B \(v1\).*use ChatGLM2-6B": as_chatglm_6b,
-    r"\(v1\).*not supported yet": as_chatglm_6b_without_config,
+    r"ChatGLM-6B \(v1\).*take ChatGLM2-6B": as_chatglm_6b,
+    r"\(v1\).*will come": as_chatglm_6b_without_config,
 }
 
 

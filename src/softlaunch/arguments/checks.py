@@ -45,6 +45,11 @@ def find_conflicts(values: Mapping[str, Any]) -> Iterator[Finding]:
             ("prefix_init", "prefix_init_text"),
             say("prefix_init text needs prefix_init_text: the text to start from"),
         )
+    if values["prefix_init"] == "text" and values["prefix_projection"]:
+        yield (
+            ("prefix_init", "prefix_projection"),
+            say("prefix_init text sets the prefix itself, which prefix_projection computes: give one of them"),
+        )
     if values["restart"] and values["resume_from_checkpoint"]:
         yield (
             ("restart", "resume_from_checkpoint"),
