@@ -38,6 +38,33 @@ def load_rows(arguments: Arguments, tokenizer: PreTrainedTokenizerBase) -> Rows:
     return Rows(train, validation, validation_prompts, test)
 
 
+def checked_rows(
+    file: str, arguments: DataArguments, max_rows: int | None = None, *, require_response: bool
+) -> datasets.Dataset:
+    """`read_rows` of a file as the arguments ask for it."""
+    return read_rows(
+        file,
+        prompt_column=arguments.prompt_column,
+        response_column=arguments.response_column,
+        history_column=arguments.history_column,
+        file_encoding=arguments.file_encoding,
+        skip_bad_rows=arguments.skip_bad_rows,
+        max_rows=max_rows,
+        require_response=require_response,
+    )
+
+
+def encode_options(arguments: DataArguments) -> EncodeOptions:
+    """How the arguments ask for rows to be encoded."""
+    return EncodeOptions(
+        max_source_length=arguments.max_source_length,
+        max_target_length=arguments.max_target_length,
+        source_prefix=arguments.source_prefix,
+        train_on_all_turns=arguments.train_on_all_turns,
+        legacy_truncation=arguments.legacy_truncation,
+    )
+
+
 def training_rows(
     file: str | None, arguments: DataArguments, tokenizer: PreTrainedTokenizerBase, max_rows: int | None = None
 ) -> datasets.Dataset:
@@ -63,23 +90,8 @@ def _encoded(
     require_response: bool,
 ) -> datasets.Dataset:
     assert file is not None  # the arguments were checked for it
-    rows = read_rows(
-        file,
-        prompt_column=arguments.prompt_column,
-        response_column=arguments.response_column,
-        history_column=arguments.history_column,
-        file_encoding=arguments.file_encoding,
-        skip_bad_rows=arguments.skip_bad_rows,
-        max_rows=max_rows,
-        require_response=require_response,
-    )
-    options = EncodeOptions(
-        max_source_length=arguments.max_source_length,
-        max_target_length=arguments.max_target_length,
-        source_prefix=arguments.source_prefix,
-        train_on_all_turns=arguments.train_on_all_turns,
-        legacy_truncation=arguments.legacy_truncation,
-    )
+    rows = checked_rows(file, arguments, max_rows, require_response=require_response)
+    options = encode_options(arguments)
     encoded = rows.map(
         encode,
         batched=True,
