@@ -60,7 +60,8 @@ def encode_for_training(
     puts there, which carries loss only if it is the eos token. ChatGLM2 and ChatGLM3 have none there, so stopping is
     learnt from the last answer, and the history looks in training as it does when the model answers.
 
-    Beside them `num_cut_source_tokens` and `num_cut_target_tokens`: what the limits cost each row.
+    Beside them `num_source_tokens` and `num_target_tokens`, the lengths of prompt and answer before they were cut, and
+    `num_cut_source_tokens` and `num_cut_target_tokens`, what the limits cost each row.
 
     Raises DataError for a history that the tokenizer has no template for, ArgumentError for limits below the template.
     """
@@ -75,6 +76,8 @@ def encode_for_training(
             labels = _history_labels(tokenizer, prompt, options)[: len(source)]
         columns["input_ids"].append(source + target)
         columns["labels"].append(labels + target)
+    columns["num_source_tokens"] = [len(ids) + cut for ids, cut in zip(prompt_ids, num_cut, strict=True)]
+    columns["num_target_tokens"] = [len(answer) for answer in answer_ids]
     columns["num_cut_source_tokens"] = num_cut
     columns["num_cut_target_tokens"] = [max(len(answer) - options.max_target_length, 0) for answer in answer_ids]
     return columns
@@ -88,7 +91,12 @@ def encode_for_generation(
     Raises as `encode_for_training` does.
     """
     _, prompt_ids, num_cut = encode_prompts(batch, tokenizer, options)
-    return {"input_ids": prompt_ids, "reference": list(batch["response"]), "num_cut_source_tokens": num_cut}
+    return {
+        "input_ids": prompt_ids,
+        "reference": list(batch["response"]),
+        "num_source_tokens": [len(ids) + cut for ids, cut in zip(prompt_ids, num_cut, strict=True)],
+        "num_cut_source_tokens": num_cut,
+    }
 
 
 def encode_prompts(
