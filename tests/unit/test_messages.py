@@ -41,8 +41,10 @@ def error_family() -> set[str]:
 
 
 def is_whole(text: ast.expr) -> bool:
-    """Whether a text is put together from parts by `"…".join(…)`, the parts having been said."""
-    return isinstance(text, ast.Call) and isinstance(text.func, ast.Attribute) and text.func.attr == "join"
+    """Whether a text has been said already, or is put together from such parts by `"…".join(…)`."""
+    if not isinstance(text, ast.Call):
+        return False
+    return ast.unparse(text.func) == "say" or (isinstance(text.func, ast.Attribute) and text.func.attr == "join")
 
 
 def templates() -> tuple[dict[str, str], list[str]]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softlaunch.arguments import Arguments
@@ -38,12 +39,15 @@ def load_base_tokenizer(arguments: Arguments) -> PreTrainedTokenizerBase:
     return load_tokenizer(model.model_name_or_path, prompt_style=model.prompt_style, **model.hub)
 
 
-def load_base(arguments: Arguments) -> PreTrainedModel:
-    """The base model, in the precision and on the devices that the run asks for."""
+def load_base(arguments: Arguments, *, weights: str | None = None, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The base model, in the precision and on the devices that the run asks for.
+
+    `weights` is another directory to take the model from, `dtype` another precision than the arguments'.
+    """
     model, training = arguments.model, arguments.training
     return load_model(
-        model.model_name_or_path,
-        dtype=choose_dtype(model.dtype, bf16=training.bf16, fp16=training.fp16),
+        weights or model.model_name_or_path,
+        dtype=dtype or choose_dtype(model.dtype, bf16=training.bf16, fp16=training.fp16),
         quantization_bit=model.quantization_bit,
         attn_implementation=model.attn_implementation,
         model_parallel=model.model_parallel_mode,

@@ -1,6 +1,7 @@
 """The first step of every run, before anything is loaded or written."""
 
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 from transformers import set_seed
@@ -10,12 +11,14 @@ from softlaunch.errors import ArgumentError
 from softlaunch.models import check_base, load_skeleton
 from softlaunch.record import write_record
 from softlaunch.training.processes import prepare_processes
+from softlaunch.tuning import earlier_adapter, earlier_model
 from softlaunch.tuning.attention import check_implementation
 from softlaunch.tuning.formats import check_prefix, is_prefix
+from softlaunch.tuning.from_arguments import check_new_prefix
 
 
-def begin(arguments: Arguments) -> None:
-    """Check what a run needs, and seed the random numbers; all processes call it.
+def begin(arguments: Arguments, methods: Collection[str] = ()) -> None:
+    """Check what a run that trains `methods` needs, and seed the random numbers; all processes call it.
 
     What an earlier run left is not touched, so that a mistake costs nothing.
 
@@ -25,7 +28,7 @@ def begin(arguments: Arguments) -> None:
     prepare_processes(arguments.training)
     _check_writable(Path(str(arguments.training.output_dir)))
     check_base(arguments)
-    _check_adapter(arguments)
+    _check_tuning(arguments, methods)
     set_seed(arguments.training.seed)
 
 
@@ -52,16 +55,19 @@ def _check_writable(output_dir: Path) -> None:
         ) from error
 
 
-def _check_adapter(arguments: Arguments) -> None:
-    """Stops at a prefix that is broken, of another length, or for another shape of base.
+def _check_tuning(arguments: Arguments, methods: Collection[str]) -> None:
+    """Stops at a new adapter that cannot be made, and at a prefix that is broken, of another length, or for another
+    shape of base.
 
-    Whether it was made for this base and not for another of the same shape is told by the weights, once they are there.
-    Adapters of other kinds are checked where they are loaded.
+    Whether a prefix was made for this base and not for another of the same shape is told by the weights, once they are
+    there. Adapters of other kinds are checked where they are loaded.
     """
-    path = arguments.tuning.adapter
-    left = Path(str(arguments.training.output_dir)) / "adapter"
-    if path is None and not arguments.training.do_train and left.is_dir():
-        path = str(left)
+    if {"full", "freeze"} & set(methods):
+        earlier_model(arguments)
+        return
+    path = earlier_adapter(arguments)
+    if path is None and "p_tuning_v2" in methods:
+        check_new_prefix(arguments)
     if path is not None and is_prefix(path):
         check_implementation(arguments.model.attn_implementation)
         base = load_skeleton(arguments.model.model_name_or_path, **arguments.model.hub)

@@ -1,5 +1,6 @@
 """The one Trainer subclass: what the loss is, in which order rows come, and what a checkpoint holds."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -18,9 +19,14 @@ from softlaunch.arguments import TrainingArguments
 from softlaunch.data.collate import TrainingCollator
 from softlaunch.data.encode import IGNORED_LABEL
 from softlaunch.data.order import LengthGroupedSampler
+from softlaunch.messages import say
 from softlaunch.training.callbacks import MetricsFile, ReplaceEarlierRun
 from softlaunch.training.checkpoint import checkpoint_to_resume, trained_tensors
 from softlaunch.training.finite import NonFiniteGradients, stop_if_not_finite
+from softlaunch.training.label_logits import LogitsAtLabels
+from softlaunch.tuning import trainable_summary
+
+logger = logging.getLogger(__name__)
 
 AnswerScores = Callable[[nn.Module], dict[str, float]]
 
@@ -30,15 +36,24 @@ class CausalTrainer(Trainer):
 
     Loss: the sum of the label tokens' negative log-likelihoods divided by their number, over all processes and
     accumulation steps; `eval_loss` likewise over the whole validation set. `answer_scores`, when given, is called in
-    every evaluation and adds scores of generated answers.
+    every evaluation and adds scores of generated answers. `save_whole` writes the result of training that is no
+    adapter: it is called on the first process with the directory `model/` and all tensors.
 
     It derives from Trainer, not from Seq2SeqTrainer, whose evaluation counts rows twice when processes do not divide
     them; all that Seq2SeqTrainer adds is generation, which is `evaluation.predict` here.
     """
 
-    def __init__(self, *, pad_token_id: int, answer_scores: AnswerScores | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        pad_token_id: int,
+        answer_scores: AnswerScores | None = None,
+        save_whole: Callable[[str, dict[str, torch.Tensor]], None] | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(data_collator=TrainingCollator(pad_token_id), compute_metrics=self._scores, **kwargs)
-        self.answer_scores = answer_scores
+        self.answer_scores, self.save_whole = answer_scores, save_whole
+        self._label_logits = LogitsAtLabels(cast(PreTrainedModel, self.model))
         arguments, output_dir = cast(TrainingArguments, self.args), Path(str(self.args.output_dir))
         begins_anew = arguments.restart and arguments.do_train
         self.add_callback(MetricsFile(output_dir / "metrics.jsonl", restart=begins_anew))
@@ -47,15 +62,33 @@ class CausalTrainer(Trainer):
             self.remove_callback(PrinterCallback)  # it prints on the first process of every node
 
     def run_training(self) -> None:
-        """Train, from the newest checkpoint on if there is one; leave `adapter/` and the metrics in `output_dir`."""
-        arguments, model = cast(TrainingArguments, self.args), cast(Any, self.model)
-        trainable, total = model.get_nb_trainable_parameters()
+        """Train, from the newest checkpoint on if there is one; leave the metrics and `adapter/`, or else `model/`, in
+        `output_dir`.
+        """
+        arguments = cast(TrainingArguments, self.args)
+        summary = trainable_summary(cast(nn.Module, self.model))
+        places = ", ".join(f"{place} {size:,}" for place, size in summary.places.items())
+        logger.info(
+            say(
+                "{trainable:,} of {total:,} parameters are trained ({share:.3%}): {places}",
+                trainable=summary.trainable,
+                total=summary.total,
+                share=summary.share,
+                places=places,
+            )
+        )
         output_dir = Path(str(arguments.output_dir))
         if arguments.restart:
             self.add_callback(ReplaceEarlierRun(output_dir))
         result = self.train(resume_from_checkpoint=checkpoint_to_resume(arguments))
-        self.save_model(str(output_dir / "adapter"))
-        self.report("train", {**result.metrics, "trainable_parameters": trainable, "parameters": total})
+        if self.save_whole is None:
+            self.save_model(str(output_dir / "adapter"))
+        else:
+            tensors = self._tensors_to_save()
+            if self.args.should_save:
+                self.save_whole(str(output_dir / "model"), tensors)
+        counts = {"trainable_parameters": summary.trainable, "parameters": summary.total}
+        self.report("train", {**result.metrics, **counts})
 
     def report(self, step: str, metrics: dict[str, Any]) -> None:
         """Print the metrics of one step of the run (train, eval, predict) and write `<step>_results.json`."""
@@ -71,35 +104,29 @@ class CausalTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The loss as described above, scaled as Trainer expects it: processes average their gradients."""
-        nll, num_tokens = self._token_losses(model, inputs)
-        loss = nll.sum() / (num_tokens.sum() if num_items_in_batch is None else num_items_in_batch)
+        nll, _ = self._token_losses(model, inputs)
+        loss = nll.sum() / (len(nll) if num_items_in_batch is None else num_items_in_batch)
         stop_if_not_finite(loss, inputs.get("row_id"), self.state.global_step)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
-        return (loss, {"nll": nll, "num_tokens": num_tokens}) if return_outputs else loss
+        return (loss, {"nll": nll}) if return_outputs else loss
 
     def _token_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Per row (batch,): the summed negative log-likelihood of its label tokens, float32, and their number.
-
-        Logits are computed only in columns where some row predicts a label: at 65k tokens of vocabulary they cost more
-        than a small model's layers.
-        """
+        """Of every label token of the batch its negative log-likelihood, float32, and its row; both (label tokens,)."""
         targets = inputs["labels"][:, 1:]
-        columns = (targets != IGNORED_LABEL).any(0).nonzero().squeeze(1)
-        targets = targets[:, columns]
+        kept = targets != IGNORED_LABEL
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=columns, use_cache=False).logits
-        nll = nn.functional.cross_entropy(
-            logits.float().transpose(1, 2), targets, ignore_index=IGNORED_LABEL, reduction="none"
-        )
-        return nll.sum(1), (targets != IGNORED_LABEL).sum(1)
+        with self._label_logits.at(nn.functional.pad(kept, (0, 1))):
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return nn.functional.cross_entropy(logits.float(), targets[kept], reduction="none"), kept.nonzero()[:, 0]
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple:
         """What evaluation needs of a batch: the rows' losses and token counts, in place of logits and labels."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            nll, num_tokens = self._token_losses(model, inputs)
-        return None, nll, num_tokens
+            nll, rows = self._token_losses(model, inputs)
+        num_rows = len(inputs["labels"])
+        return None, nll.new_zeros(num_rows).index_add(0, rows, nll), rows.bincount(minlength=num_rows)
 
     def _scores(self, prediction: EvalPrediction) -> dict[str, float]:
         nll, num_tokens = cast(Any, prediction.predictions), cast(Any, prediction.label_ids)
@@ -152,10 +179,13 @@ class CausalTrainer(Trainer):
         Trainer would gather the frozen base with it, or copy it, and under DeepSpeed in half precision it would save
         the rounded parameters; here they are the float32 ones that the optimizer steps.
         """
-        in_deepspeed = self.deepspeed is not None
-        self._save(output_dir, trained_tensors(cast(nn.Module, self.model), in_deepspeed=in_deepspeed))
+        self._save(output_dir, self._tensors_to_save())
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _tensors_to_save(self) -> dict[str, torch.Tensor]:
+        model, in_deepspeed = cast(nn.Module, self.model), self.deepspeed is not None
+        return trained_tensors(model, in_deepspeed=in_deepspeed, keep=self.args.should_save)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Save what was trained and nothing else: no tokenizer, no pickled arguments."""
