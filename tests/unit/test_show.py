@@ -3,11 +3,14 @@
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from softlaunch import cli
+from softlaunch.commands import show as show_command
 from softlaunch.data.encode import EncodeOptions, encode_for_training
 from softlaunch.data.explain import explain_row
 from softlaunch.errors import ArgumentError, DataError
@@ -79,8 +82,8 @@ def test_test_rows_are_prompts_with_their_reference(show):
 
 
 def test_colours_stand_in_for_marks_in_a_terminal(show, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.delenv("NO_COLOR", raising=False)
+    terminal = partial(Console, force_terminal=True, color_system="standard", no_color=False)
+    monkeypatch.setattr(show_command, "Console", terminal)
     found = show("--row", "0")
     assert "⟦" not in found
     assert "\x1b[1;32m谢谢</s>\x1b[0m" in found
