@@ -73,17 +73,10 @@ def _encoded(
         max_rows=max_rows,
         require_response=require_response,
     )
-    options = EncodeOptions(
-        max_source_length=arguments.max_source_length,
-        max_target_length=arguments.max_target_length,
-        source_prefix=arguments.source_prefix,
-        train_on_all_turns=arguments.train_on_all_turns,
-        legacy_truncation=arguments.legacy_truncation,
-    )
     encoded = rows.map(
         encode,
         batched=True,
-        fn_kwargs={"tokenizer": tokenizer, "options": options},
+        fn_kwargs={"tokenizer": tokenizer, "options": EncodeOptions.of(arguments)},
         remove_columns=["response", *(["history"] if arguments.history_column else [])],
         num_proc=arguments.preprocessing_num_workers,
         load_from_cache_file=not arguments.overwrite_cache,
