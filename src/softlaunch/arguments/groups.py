@@ -173,6 +173,10 @@ class DataArguments:
     do_sample: bool = _option(False, help="Sample answers instead of taking the likeliest token each time.")
     top_p: float = _option(0.7, help="With do_sample: share of probability to sample from.", above=0.0, maximum=1.0)
     temperature: float = _option(0.95, help="With do_sample: flattens (above 1) or sharpens the choice.", above=0.0)
+    probe_prompts: list[str] | None = _option(
+        None,
+        help="Prompts to answer before training and after it; three held-out rows if unset, none for an empty list.",
+    )
     compare_with_base: bool = _option(
         False, help="With do_predict: let the base answer without the adapter too, and print both side by side."
     )
@@ -200,6 +204,9 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     )
     logging_dir: str | None = _option(
         None, help="Directory for TensorBoard's files, with report_to tensorboard; output_dir/runs/… if unset."
+    )
+    logging_steps: float = _option(
+        10, help="Steps from one line, and one record in metrics.jsonl, to the next; below 1 a share of all steps."
     )
     ddp_find_unused_parameters: bool | None = _option(
         False, help="Look for parameters without gradient in every step (DDP); there are none here."
@@ -231,7 +238,8 @@ CHECKPOINTING_KWARGS = tuple(
 class Arguments:
     """The resolved arguments of one run.
 
-    `sources` maps each option that was given to where (`run.json` or `--flag`); `warnings` are the lines that were
+    `sources` maps each option that was given to where (`run.json` or `--flag`), and a learning rate that the method
+    chose to `default of METHOD`; `warnings` are the lines that were
     logged while parsing; `argv` is the command line after the script's name.
     """
 

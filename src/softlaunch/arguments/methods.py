@@ -1,6 +1,6 @@
 """Tuning methods by name: which options belong to which, and which one a run asks for."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Container
 
 from softlaunch.arguments.groups import Arguments, TuningArguments
 from softlaunch.errors import ArgumentError
@@ -38,8 +38,12 @@ def chosen_methods(arguments: Arguments, allowed: Collection[str]) -> tuple[str,
 
     Raises ArgumentError for a method of another recipe, and for options of a method that is not trained.
     """
-    tuning = arguments.tuning
-    given = [name for name in _options() if name in arguments.sources and getattr(tuning, name) != _default(name)]
+    return choose_methods(arguments.tuning, arguments.sources, allowed)
+
+
+def choose_methods(tuning: TuningArguments, given_names: Container[str], allowed: Collection[str]) -> tuple[str, ...]:
+    """As `chosen_methods`, from what is known while the arguments are read."""
+    given = [name for name in _options() if name in given_names and getattr(tuning, name) != _default(name)]
     chosen = tuning.tuning or _first(allowed, given)
     if chosen not in allowed:
         raise ArgumentError(

@@ -1,6 +1,5 @@
 """The one Trainer subclass: what the loss is, in which order rows come, and what a checkpoint holds."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Sampler
-from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, ProgressCallback, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer_utils import EvalLoopOutput
@@ -19,14 +18,13 @@ from softlaunch.arguments import TrainingArguments
 from softlaunch.data.collate import TrainingCollator
 from softlaunch.data.encode import IGNORED_LABEL
 from softlaunch.data.order import LengthGroupedSampler
-from softlaunch.messages import say
 from softlaunch.training.callbacks import MetricsFile, ReplaceEarlierRun
 from softlaunch.training.checkpoint import checkpoint_to_resume, trained_tensors
-from softlaunch.training.finite import NonFiniteGradients, stop_if_not_finite
+from softlaunch.training.diagnosis import Batch
+from softlaunch.training.guard import Guard
 from softlaunch.training.label_logits import LogitsAtLabels
+from softlaunch.training.progress import Display, Throughput, in_words
 from softlaunch.tuning import trainable_summary
-
-logger = logging.getLogger(__name__)
 
 AnswerScores = Callable[[nn.Module], dict[str, float]]
 
@@ -57,9 +55,13 @@ class CausalTrainer(Trainer):
         arguments, output_dir = cast(TrainingArguments, self.args), Path(str(self.args.output_dir))
         begins_anew = arguments.restart and arguments.do_train
         self.add_callback(MetricsFile(output_dir / "metrics.jsonl", restart=begins_anew))
-        self.add_callback(NonFiniteGradients(self.args.fp16))
-        if not self.is_world_process_zero():
-            self.remove_callback(PrinterCallback)  # it prints on the first process of every node
+        self.guard, self.throughput = Guard(self.args), Throughput()
+        self.add_callback(self.guard)
+        self.add_callback(self.throughput)
+        for shown_twice in (PrinterCallback, ProgressCallback):
+            self.remove_callback(shown_twice)
+        self.display = Display(self.eval_dataset, lines=bool(self.args.disable_tqdm))
+        self.callback_handler.callbacks.insert(0, self.display)  # others print too when training begins and ends
 
     def run_training(self) -> None:
         """Train, from the newest checkpoint on if there is one; leave the metrics and `adapter/`, or else `model/`, in
@@ -67,20 +69,13 @@ class CausalTrainer(Trainer):
         """
         arguments = cast(TrainingArguments, self.args)
         summary = trainable_summary(cast(nn.Module, self.model))
-        places = ", ".join(f"{place} {size:,}" for place, size in summary.places.items())
-        logger.info(
-            say(
-                "{trainable:,} of {total:,} parameters are trained ({share:.3%}): {places}",
-                trainable=summary.trainable,
-                total=summary.total,
-                share=summary.share,
-                places=places,
-            )
-        )
         output_dir = Path(str(arguments.output_dir))
         if arguments.restart:
             self.add_callback(ReplaceEarlierRun(output_dir))
-        result = self.train(resume_from_checkpoint=checkpoint_to_resume(arguments))
+        try:
+            result = self.train(resume_from_checkpoint=checkpoint_to_resume(arguments))
+        finally:
+            self.display.stop()
         if self.save_whole is None:
             self.save_model(str(output_dir / "adapter"))
         else:
@@ -88,13 +83,21 @@ class CausalTrainer(Trainer):
             if self.args.should_save:
                 self.save_whole(str(output_dir / "model"), tensors)
         counts = {"trainable_parameters": summary.trainable, "parameters": summary.total}
-        self.report("train", {**result.metrics, **counts})
+        self.report("train", {**result.metrics, **self.throughput.totals(), **counts})
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As Trainer's, with the speed since the last record in those of training; all processes call it."""
+        if "loss" in logs:
+            tokens, seconds = self.accelerator.reduce(self.throughput.take(self.args.device), reduction="sum").tolist()
+            logs["tokens_per_second"] = round(self.throughput.add(tokens, seconds / self.args.world_size), 1)
+        super().log(logs, start_time)
 
     def report(self, step: str, metrics: dict[str, Any]) -> None:
         """Print the metrics of one step of the run (train, eval, predict) and write `<step>_results.json`."""
         if self.is_world_process_zero():
-            self.log_metrics(step, metrics)
             self.save_metrics(step, metrics)
+            text = ", ".join(in_words(metrics, f"{step}_"))
+            self.display.console.print(f"{step}_results.json: {text}", soft_wrap=True, highlight=False, markup=False)
 
     def compute_loss(
         self,
@@ -104,9 +107,12 @@ class CausalTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The loss as described above, scaled as Trainer expects it: processes average their gradients."""
-        nll, _ = self._token_losses(model, inputs)
-        loss = nll.sum() / (len(nll) if num_items_in_batch is None else num_items_in_batch)
-        stop_if_not_finite(loss, inputs.get("row_id"), self.state.global_step)
+        nll, rows = self._token_losses(model, inputs)
+        num_labels = len(nll) if num_items_in_batch is None else num_items_in_batch
+        loss = nll.sum() / num_labels
+        batch = Batch(nll, rows, inputs.get("row_id"), num_labels)
+        self.guard.check_loss(loss, batch, cast(nn.Module, self.model), self.state.global_step)
+        self.throughput.count(inputs["attention_mask"])
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
         return (loss, {"nll": nll}) if return_outputs else loss
