@@ -10,7 +10,7 @@ from typing import Any
 from softlaunch.arguments.old_names import current_options, idle_names, old_names
 from softlaunch.arguments.options import Option
 
-_WIDTHS = 60, 120  # lines are no shorter and no longer, whatever the terminal
+_WIDTHS = 80, 120  # lines are no shorter and no longer, whatever the terminal
 _TITLES = {"model": "Base model", "tuning": "What is trained", "data": "Data and generated answers"}
 # Titles of the training options, and the beginnings of their names; the first that fits. The rest follows.
 _TRAINING_TITLES = {
