@@ -15,7 +15,8 @@ from softlaunch.entry import run
 from softlaunch.evaluation.probes import Probes
 from softlaunch.evaluation.report import predict_and_score
 from softlaunch.evaluation.scores import scorer
-from softlaunch.training.begin import begin
+from softlaunch.models import load_base_tokenizer
+from softlaunch.training.begin import begin, record_run
 from softlaunch.training.finetune import load_to_finetune, saver
 from softlaunch.training.trainer import CausalTrainer
 
@@ -25,12 +26,16 @@ METHODS = ("full", "freeze")
 def main() -> None:
     arguments = parse_arguments(methods=METHODS, description=__doc__)
     (method,) = chosen_methods(arguments, METHODS)
-    begin(arguments)
+    begin(arguments, [method])
+
+    # The rows come before the model, so that whatever is wrong with them is said at once
+    tokenizer = load_base_tokenizer(arguments)
+    rows = load_rows(arguments, tokenizer)
 
     # The model, all of which or whose last layers train
-    model, tokenizer = load_to_finetune(arguments, method)
+    model = load_to_finetune(arguments, method)
 
-    rows = load_rows(arguments, tokenizer)
+    record_run(arguments)
     trainer = CausalTrainer(
         model=model,
         args=arguments.training,

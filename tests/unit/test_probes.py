@@ -11,7 +11,7 @@ from softlaunch.data.dataset import load_rows
 from softlaunch.evaluation import probes as module
 from softlaunch.evaluation.predict import GenerationOptions, generate_answers
 from softlaunch.evaluation.probes import Probes, probe_rows
-from softlaunch.models import load_base
+from softlaunch.models import load_base, load_base_tokenizer
 from softlaunch.training.trainer import CausalTrainer
 from softlaunch.tuning import add_prefix
 
@@ -42,7 +42,7 @@ def parse(output_dir, *files, **options):
 
 
 def trained(arguments, *, with_probes=True, checkpoint=None):
-    base, tokenizer = load_base(arguments)
+    base, tokenizer = load_base(arguments), load_base_tokenizer(arguments)
     torch.manual_seed(0)
     model, rows = add_prefix(base, num_virtual_tokens=4), load_rows(arguments, tokenizer)
     trainer = CausalTrainer(
@@ -104,7 +104,7 @@ def test_a_resumed_run_keeps_the_first_answers(tmp_path, monkeypatch):
 )
 def test_held_out_rows_come_first(files, options, expected, tmp_path):
     arguments = parse(tmp_path, *files, **options)
-    _, tokenizer = load_base(arguments)
+    tokenizer = load_base_tokenizer(arguments)
     found = probe_rows(load_rows(arguments, tokenizer), tokenizer, arguments)
     lines = (DEMO / f"{expected}.json").read_text(encoding="utf-8").splitlines()[:3]
     for row, line in zip(found, map(json.loads, lines), strict=True):
@@ -115,7 +115,7 @@ def test_held_out_rows_come_first(files, options, expected, tmp_path):
 
 def test_none_on_request_and_none_without_training(tmp_path):
     arguments = parse(tmp_path)
-    _, tokenizer = load_base(arguments)
+    tokenizer = load_base_tokenizer(arguments)
     rows = load_rows(arguments, tokenizer)
     object.__setattr__(arguments.data, "probe_prompts", [])
     assert Probes(rows, tokenizer, arguments).rows is None

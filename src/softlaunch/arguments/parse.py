@@ -52,6 +52,17 @@ def parse_arguments(
     if "-h" in argv or "--help" in argv:
         sys.stdout.write(format_help(description))
         raise SystemExit(0)
+    return _construct(_read(argv, unused), argv)
+
+
+def parse_model_and_data(argv: list[str]) -> tuple[ModelArguments, DataArguments]:
+    """As `parse_arguments`, for who only looks at a run: the training's options are checked, but its devices, files and
+    processes need not be there."""
+    reading = _read(argv)
+    return ModelArguments(**reading.of_group("model")), DataArguments(**reading.of_group("data"))
+
+
+def _read(argv: list[str], unused: Iterable[str] = ()) -> "_Reading":
     given, warnings = read_sources(argv)
     reading = _Reading(warnings=warnings)
     for item in given:
@@ -64,7 +75,7 @@ def parse_arguments(
             logger.warning(warning)
     if reading.problems:
         raise _list_problems(reading.problems)
-    return _construct(reading, argv)
+    return reading
 
 
 @dataclasses.dataclass
@@ -144,13 +155,13 @@ class _Reading:
         ]
         self.warnings += idle
 
-    def group(self, name: str) -> dict[str, Any]:
-        """What was given of one of the four groups."""
-        return {option: value for option, value in self.values.items() if current_options()[option].group == name}
+    def of_group(self, group: str) -> dict[str, Any]:
+        """The values of one group of options."""
+        return {name: value for name, value in self.values.items() if current_options()[name].group == group}
 
     def settle_learning_rate(self, allowed: Collection[str]) -> None:
         """The method's own where none is given; a warning where one is given that is far from it."""
-        methods = choose_methods(TuningArguments(**self.group("tuning")), self.values, allowed)
+        methods = choose_methods(TuningArguments(**self.of_group("tuning")), self.values, allowed)
         values = {name: option.default for name, option in current_options().items()} | self.values
         self.warnings += [self._trace(finding) for finding in find_far_learning_rate(methods, values, self.values)]
         if values["do_train"] and not {"learning_rate"} & {*self.values, *self.refused}:
@@ -212,11 +223,11 @@ def _list_problems(problems: list[str]) -> ArgumentError:
 def _construct(reading: _Reading, argv: list[str]) -> Arguments:
     """The four groups. TrainingArguments come last: to make them touches devices and the process group."""
 
-    model = ModelArguments(**reading.group("model"))
-    tuning = TuningArguments(**reading.group("tuning"))
-    data = DataArguments(**reading.group("data"))
+    model = ModelArguments(**reading.of_group("model"))
+    tuning = TuningArguments(**reading.of_group("tuning"))
+    data = DataArguments(**reading.of_group("data"))
     try:
-        training = TrainingArguments(**reading.group("training"))
+        training = TrainingArguments(**reading.of_group("training"))
     except ArgumentError:
         raise
     except (ValueError, TypeError, OSError, ImportError) as error:
