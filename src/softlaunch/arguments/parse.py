@@ -52,7 +52,7 @@ def parse_arguments(
     if "-h" in argv or "--help" in argv:
         sys.stdout.write(format_help(description))
         raise SystemExit(0)
-    return _construct(_read(argv, unused), argv)
+    return _construct(_read(argv, methods, unused), argv)
 
 
 def parse_model_and_data(argv: list[str]) -> tuple[ModelArguments, DataArguments]:
@@ -62,7 +62,7 @@ def parse_model_and_data(argv: list[str]) -> tuple[ModelArguments, DataArguments
     return ModelArguments(**reading.of_group("model")), DataArguments(**reading.of_group("data"))
 
 
-def _read(argv: list[str], unused: Iterable[str] = ()) -> "_Reading":
+def _read(argv: list[str], methods: Collection[str] = (), unused: Iterable[str] = ()) -> "_Reading":
     given, warnings = read_sources(argv)
     reading = _Reading(warnings=warnings)
     for item in given:
