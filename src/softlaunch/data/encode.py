@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from softlaunch.arguments import DataArguments
 from softlaunch.errors import ArgumentError, DataError
 
 IGNORED_LABEL = -100
@@ -34,17 +33,6 @@ class EncodeOptions:
     source_prefix: str = ""
     train_on_all_turns: bool = False
     legacy_truncation: bool = False
-
-    @classmethod
-    def of(cls, data: DataArguments) -> "EncodeOptions":
-        """What the run's arguments ask for."""
-        return cls(
-            max_source_length=data.max_source_length,
-            max_target_length=data.max_target_length,
-            source_prefix=data.source_prefix,
-            train_on_all_turns=data.train_on_all_turns,
-            legacy_truncation=data.legacy_truncation,
-        )
 
 
 class Prompt(NamedTuple):

@@ -10,8 +10,8 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from softlaunch.arguments import Arguments
-from softlaunch.data.dataset import Rows
-from softlaunch.data.encode import IGNORED_LABEL, EncodeOptions, encode_for_generation
+from softlaunch.data.dataset import Rows, encode_options
+from softlaunch.data.encode import IGNORED_LABEL, encode_for_generation
 from softlaunch.evaluation.comparison import answer_table
 from softlaunch.evaluation.predict import GenerationOptions, generate_answers, share_of_process
 from softlaunch.messages import say
@@ -88,7 +88,7 @@ def probe_rows(rows: Rows, tokenizer: PreTrainedTokenizerBase, arguments: Argume
         if not prompts:
             return None
         columns = {"prompt": prompts, "response": [""] * len(prompts)}
-        encoded = encode_for_generation(columns, tokenizer, EncodeOptions.of(arguments.data))
+        encoded = encode_for_generation(columns, tokenizer, encode_options(arguments.data))
         names = ("input_ids", "reference")
         row_ids = list(range(len(prompts)))
         return datasets.Dataset.from_dict({"row_id": row_ids, "prompt": prompts, **{n: encoded[n] for n in names}})
