@@ -11,7 +11,9 @@ from importlib import import_module
 from softlaunch import entry
 
 # command → (module, what it does)
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "convert": ("convert", "put a model or an adapter into the format that another program reads"),
+}
 
 
 def main() -> None:

@@ -24,7 +24,12 @@ ALLOWED = {
     "record": {"arguments"},
     "launching": {"arguments"},
     "entry": set(),
-    "commands": {"arguments", "models", "data", "tuning", "training", "evaluation", "record", "launching"},
+    "new_directory": set(),
+    "run_directory": set(),
+    "commands": {
+        *("arguments", "models", "data", "tuning", "training", "evaluation", "record", "launching"),
+        *("new_directory", "run_directory"),
+    },
     "cli": {"commands", "entry"},
 }
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from softlaunch.errors import CheckpointError
-from softlaunch.models.chatglm import load_released_chatglm
+from softlaunch.models.chatglm import glm_config, load_released_chatglm
 from softlaunch.models.quantize import own_gpu, quantization_config
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,21 @@ def load_model(
         # Whatever transformers, torch and safetensors raise over files that are missing, cut off or not what they seem
         raise CheckpointError(f"{path}: the model cannot be loaded: {error}") from error
     _check_complete(path, info)
+    return model
+
+
+def load_skeleton(path: str) -> PreTrainedModel:
+    """The model without its weights, which are on the meta device: what its config says, and what turns its keys.
+
+    Raises CheckpointError as `load_model` does, as far as the config goes.
+    """
+    written = read_config(path)
+    config = glm_config(written, path) if written.get("model_type") == "chatglm" else AutoConfig.from_pretrained(path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    rotary = getattr(model.base_model, "rotary_emb", None)
+    if rotary is not None:
+        model.base_model.rotary_emb = type(rotary)(config)
     return model
 
 
