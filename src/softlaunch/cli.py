@@ -13,6 +13,7 @@ from softlaunch import entry
 # command → (module, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("convert", "put a model or an adapter into the format that another program reads"),
+    "merge": ("merge", "put a LoRA or IA3 adapter into its base model"),
 }
 
 

@@ -12,7 +12,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from softlaunch import cli
 from softlaunch.models import load_model, load_tokenizer
 from softlaunch.models.chatglm import glm_config
 from softlaunch.models.layouts import ROTARY_TABLE
@@ -22,23 +21,6 @@ from tests.tokenizer_files import write_released_chatglm
 
 DEMO_BASE = Path(__file__).parents[2] / "recipes" / "demo" / "base"
 ROWS = batch([[5, 17, 33, 8, 60, 41, 9], [70, 3, 25, 90]], "right")
-
-
-@pytest.fixture
-def softlaunch(monkeypatch, capsys, caplog):
-    """Runs the command in this process; returns its exit code and what it said."""
-
-    def run(*words: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["softlaunch", *map(str, words)])
-        capsys.readouterr(), caplog.clear()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, capsys.readouterr().err + caplog.text
-
-    return run
 
 
 def all_tensors(directory: Path) -> dict[str, torch.Tensor]:
@@ -197,17 +179,6 @@ def test_other_bad_input(tmp_path, softlaunch):
         assert message in said
         assert not (tmp_path / "out").exists()
     assert "exists already" in softlaunch("convert", tmp_path / "cut", tmp_path / "llama", "--to", "glm")[1]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 200 kB; tests as root cannot be stopped by permissions."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], check=False).returncode:
-        pytest.skip("mounting a file system is not allowed here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.parametrize("is_known_before", [True, False])

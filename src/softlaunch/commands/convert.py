@@ -92,8 +92,8 @@ def _require_other_format(adapter: Path, to: str) -> None:
         found = {"P_TUNING_V2": "softlaunch", "PREFIX_TUNING": "peft"}.get(str(kind), "")
         if not found:
             raise CheckpointError(
-                "{path}: this is a {kind} adapter. It is in PEFT's own format already, which Softlaunch reads and writes; "
-                "it holds no keys and values of a prefix, so it cannot become {to}.",
+                "{path}: this is a {kind} adapter. It is in PEFT's own format already, which Softlaunch reads and "
+                "writes; it holds no keys and values of a prefix, so it cannot become {to}.",
                 path=adapter,
                 kind=kind,
                 to=to,

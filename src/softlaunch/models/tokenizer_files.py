@@ -22,7 +22,8 @@ def write_glm_tokenizer(source: Path, target: Path) -> list[str]:
         load_tokenizer(source).save_pretrained(target)
     except CheckpointError as error:
         return [say("No tokenizer was converted: {error}", error=error)]
-    shutil.copyfile(source / _VOCABULARY, target / _VOCABULARY)
+    if (source / _VOCABULARY).is_file():  # not when it comes from the hub
+        shutil.copyfile(source / _VOCABULARY, target / _VOCABULARY)
     return []
 
 
