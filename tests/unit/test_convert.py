@@ -50,7 +50,10 @@ def test_stock_transformers_computes_the_same_and_back_come_the_same_tensors(nam
         expected, ids = golden.tensors["logits"], golden.tensors["input_ids"]
     assert softlaunch("convert", released, tmp_path / "glm", "--to", "glm")[0] == 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "glm", dtype=torch.float32)
-    assert json.loads((tmp_path / "glm" / "config.json").read_text())["architectures"] == ["GlmForCausalLM"]
+    written = json.loads((tmp_path / "glm" / "config.json").read_text())
+    assert written["architectures"] == ["GlmForCausalLM"]
+    for key, default in (("rope_ratio", 1), ("seq_length", None), ("layernorm_epsilon", None)):  # for llama.cpp
+        assert written[key] == config.get(key, default)
     mask = ROWS["attention_mask"] if name == "glm4" else torch.ones_like(ids)
     torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits, expected, atol=1e-5, rtol=0)
 

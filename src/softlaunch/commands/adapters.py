@@ -16,7 +16,7 @@ checkpoints of the original scripts. rouge-l and bleu-4 are those of the run's t
 validation rows; for a checkpoint all three are of the evaluation at its step. Into a pipe go lines with tabs between
 the columns, with whole paths and numbers."""
 _UNKNOWN = "–"
-_TEXTS, _NUMBERS = ("where", "method", "base"), ("parameters", "size", "steps", *SCORES)
+_COLUMNS = ("where", "method", "base", "parameters", "size", "steps", *SCORES)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     if sys.stdout.isatty():
         _print_table(found, in_one_directory=len(arguments.directories) == 1)
         return
-    lines = [[*_TEXTS, *_NUMBERS], *(_plain_row(adapter) for _, adapter in found)]
+    lines = [[*_COLUMNS], *(_plain_row(adapter) for _, adapter in found)]
     sys.stdout.writelines("\t".join(line) + "\n" for line in lines)
 
 
@@ -53,10 +53,10 @@ def _print_table(found: list[tuple[Path, AdapterFiles]], *, in_one_directory: bo
         console.print(say("There are no adapters there."))
         return
     table = Table(box=None, title=str(found[0][0]) if in_one_directory else None, padding=(0, 1, 0, 0))
-    for name in _TEXTS:
-        table.add_column(say(name), overflow="fold")
-    for name in ("trained", *_NUMBERS[1:]):  # "parameters" is too wide for what stands below it
-        table.add_column(say(name), justify="right", no_wrap=True)
+    for name in (say("where"), say("method"), say("base")):
+        table.add_column(name, overflow="fold")
+    for name in (say("trained"), say("size"), say("steps"), *SCORES):
+        table.add_column(name, justify="right", no_wrap=True)
     for directory, adapter in found:
         where = adapter.path.relative_to(directory) if in_one_directory else adapter.path
         base = Path(adapter.base).name if adapter.base else _UNKNOWN

@@ -17,7 +17,7 @@ _FORMATS = ("peft", "thudm-prefix", "softlaunch")
 _DESCRIPTION = """\
 What IN is, is found out.
 
-a model   glm           transformers' layout of ChatGLM2, ChatGLM3 and GLM-4: for vLLM, llama.cpp, transformers itself
+a model   glm           transformers' layout of ChatGLM2, ChatGLM3 and GLM-4; vLLM and, for GLM-4, llama.cpp read it too
           chatglm       the layout that they are released in, and that the original code reads
 a prefix  peft          PEFT's PREFIX_TUNING
           thudm-prefix  pytorch_model.bin of the original P-Tuning v2 scripts

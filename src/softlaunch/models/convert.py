@@ -16,7 +16,14 @@ from transformers import GlmConfig, GlmForCausalLM
 
 from softlaunch.errors import CheckpointError
 from softlaunch.models.chatglm import glm_config
-from softlaunch.models.layouts import ROTARY_TABLE, counterparts, projection_sizes, released_config, rotary_table
+from softlaunch.models.layouts import (
+    ROTARY_TABLE,
+    counterparts,
+    projection_sizes,
+    released_config,
+    rotary_table,
+    write_glm_config,
+)
 from softlaunch.models.load import read_config
 from softlaunch.models.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFile, weight_files
 from softlaunch.models.tokenizer_files import write_glm_tokenizer, write_released_tokenizer
@@ -49,8 +56,7 @@ class Conversion:
     def write(self, target: Path) -> None:
         """Write the model and its tokenizer into `target`, an empty directory."""
         if self.to == "glm":
-            self.config.architectures = [GlmForCausalLM.__name__]
-            self.config.save_pretrained(str(target))
+            write_glm_config(self.config, target)
             self.notes += write_glm_tokenizer(self.source, target)
         else:
             _write_json(target / "config.json", released_config(self.config))

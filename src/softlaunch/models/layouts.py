@@ -4,11 +4,13 @@ The network is the same, so nothing is computed between them: tensors have other
 of the release is q, k and v, one below the other.
 """
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GlmConfig
+from transformers import GlmConfig, GlmForCausalLM
 
 from softlaunch.errors import CheckpointError
 
@@ -101,6 +103,20 @@ def released_config(config: GlmConfig) -> dict[str, Any]:
         "eos_token_id": config.eos_token_id,
         "pad_token_id": config.pad_token_id,
     }
+
+
+def write_glm_config(config: GlmConfig, directory: Path) -> None:
+    """Write the `config.json` of transformers' layout.
+
+    llama.cpp reads that layout too, but three numbers by their released names alone, with other defaults.
+    """
+    config.architectures = [GlmForCausalLM.__name__]
+    config.save_pretrained(str(directory))
+    file = directory / "config.json"
+    released = released_config(config)
+    numbers = {name: released[name] for name in ("layernorm_epsilon", "rope_ratio", "seq_length")}
+    written = {**json.loads(file.read_text(encoding="utf-8")), **numbers}
+    file.write_text(json.dumps(written, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def released_tensors(tensors: Mapping[str, torch.Tensor], config: GlmConfig) -> dict[str, torch.Tensor]:

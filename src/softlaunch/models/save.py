@@ -9,7 +9,7 @@ from transformers import GlmConfig, PreTrainedModel
 
 from softlaunch.errors import CheckpointError
 from softlaunch.models.convert import Layout
-from softlaunch.models.layouts import released_config, released_tensors
+from softlaunch.models.layouts import released_config, released_tensors, write_glm_config
 from softlaunch.models.load import read_config
 from softlaunch.models.tokenizer import load_tokenizer
 from softlaunch.models.tokenizer_files import write_glm_tokenizer, write_released_tokenizer
@@ -37,7 +37,8 @@ def save_model(model: PreTrainedModel, base: str, target: Path, layout: Layout |
     is_released = read_config(base).get("model_type") == "chatglm"
     if layout != "chatglm":
         model.save_pretrained(target, max_shard_size=_SHARD_SIZE)
-        if is_released:
+        if is_released and isinstance(model.config, GlmConfig):
+            write_glm_config(model.config, target)
             return write_glm_tokenizer(Path(base), target)
         load_tokenizer(base).save_pretrained(target)
         return []

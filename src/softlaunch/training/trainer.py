@@ -21,6 +21,7 @@ from softlaunch.data.order import LengthGroupedSampler
 from softlaunch.training.callbacks import MetricsFile, ReplaceEarlierRun
 from softlaunch.training.checkpoint import checkpoint_to_resume, trained_tensors
 from softlaunch.training.finite import NonFiniteGradients, stop_if_not_finite
+from softlaunch.training.label_logits import LogitsAtLabels
 
 AnswerScores = Callable[[nn.Module], dict[str, float]]
 
@@ -39,6 +40,7 @@ class CausalTrainer(Trainer):
     def __init__(self, *, pad_token_id: int, answer_scores: AnswerScores | None = None, **kwargs: Any):
         super().__init__(data_collator=TrainingCollator(pad_token_id), compute_metrics=self._scores, **kwargs)
         self.answer_scores = answer_scores
+        self._label_logits = LogitsAtLabels(cast(PreTrainedModel, self.model))
         arguments, output_dir = cast(TrainingArguments, self.args), Path(str(self.args.output_dir))
         begins_anew = arguments.restart and arguments.do_train
         self.add_callback(MetricsFile(output_dir / "metrics.jsonl", restart=begins_anew))
@@ -71,35 +73,29 @@ class CausalTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The loss as described above, scaled as Trainer expects it: processes average their gradients."""
-        nll, num_tokens = self._token_losses(model, inputs)
-        loss = nll.sum() / (num_tokens.sum() if num_items_in_batch is None else num_items_in_batch)
+        nll, _ = self._token_losses(model, inputs)
+        loss = nll.sum() / (len(nll) if num_items_in_batch is None else num_items_in_batch)
         stop_if_not_finite(loss, inputs.get("row_id"), self.state.global_step)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
-        return (loss, {"nll": nll, "num_tokens": num_tokens}) if return_outputs else loss
+        return (loss, {"nll": nll}) if return_outputs else loss
 
     def _token_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Per row (batch,): the summed negative log-likelihood of its label tokens, float32, and their number.
-
-        Logits are computed only in columns where some row predicts a label: at 65k tokens of vocabulary they cost more
-        than a small model's layers.
-        """
+        """Of every label token of the batch its negative log-likelihood, float32, and its row; both (label tokens,)."""
         targets = inputs["labels"][:, 1:]
-        columns = (targets != IGNORED_LABEL).any(0).nonzero().squeeze(1)
-        targets = targets[:, columns]
+        kept = targets != IGNORED_LABEL
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=columns, use_cache=False).logits
-        nll = nn.functional.cross_entropy(
-            logits.float().transpose(1, 2), targets, ignore_index=IGNORED_LABEL, reduction="none"
-        )
-        return nll.sum(1), (targets != IGNORED_LABEL).sum(1)
+        with self._label_logits.at(nn.functional.pad(kept, (0, 1))):
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return nn.functional.cross_entropy(logits.float(), targets[kept], reduction="none"), kept.nonzero()[:, 0]
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple:
         """What evaluation needs of a batch: the rows' losses and token counts, in place of logits and labels."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            nll, num_tokens = self._token_losses(model, inputs)
-        return None, nll, num_tokens
+            nll, rows = self._token_losses(model, inputs)
+        num_rows = len(inputs["labels"])
+        return None, nll.new_zeros(num_rows).index_add(0, rows, nll), rows.bincount(minlength=num_rows)
 
     def _scores(self, prediction: EvalPrediction) -> dict[str, float]:
         nll, num_tokens = cast(Any, prediction.predictions), cast(Any, prediction.label_ids)
