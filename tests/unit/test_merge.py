@@ -154,3 +154,6 @@ def test_what_cannot_be_merged(tmp_path, softlaunch):
         assert code == 2, said
         assert re.search(message, said), said
         assert not (tmp_path / "merged").exists()
+    code, said = softlaunch("merge", tmp_path / "other", tmp_path / "merged", "--base", base, "--device", "cuda:99")
+    assert code == 2
+    assert "--device cuda:99: " in said

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softlaunch.errors import CheckpointError
+from softlaunch.errors import ArgumentError, CheckpointError
 from softlaunch.messages import say
 from softlaunch.new_directory import new_directory, require_absent
 from softlaunch.run_directory import adapter_directory, base_of, read_record
@@ -79,6 +79,10 @@ def _merge(adapter: Path, base: str, arguments: argparse.Namespace) -> None:
 
     if arguments.layout is not None:
         require_chatglm(read_config(base)["model_type"])
+    try:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError("--device {device}: {error}", device=arguments.device, error=error) from error
     dtype = stored_dtype(base) if arguments.dtype == "auto" else arguments.dtype
     load = partial(load_model, dtype=getattr(torch, dtype))
     record = read_record(adapter)
@@ -89,7 +93,10 @@ def _merge(adapter: Path, base: str, arguments: argparse.Namespace) -> None:
     without = logits_of(model, rows)
     tuned = with_adapter(model, adapter)
     adapted = logits_of(tuned, rows)
-    model = tuned.merge_and_unload(safe_merge=True)
+    try:
+        model = tuned.merge_and_unload(safe_merge=True)
+    except ValueError as error:  # weights that are not finite, layers that PEFT cannot merge
+        raise CheckpointError("{path} cannot be merged: {error}", path=adapter, error=error) from error
     check = partial(_check, without, adapted, TOLERANCES[dtype] if arguments.tolerance is None else arguments.tolerance)
     comparison, line = check(logits_of(model, rows))
     logger.info("%s", line)
@@ -138,7 +145,7 @@ def _check(without: "Logits", adapted: "Logits", tolerance: float, merged: "Logi
         "total": found.num_tokens,
         "largest": found.largest,
     }
-    if found.difference > max(tolerance * found.effect, _NEGLIGIBLE):
+    if not found.difference <= max(tolerance * found.effect, _NEGLIGIBLE):  # not a number: also refused
         raise CheckpointError(
             "merging changes what the model computes: its logits differ from those of base + adapter by {share:.2%} of "
             "what the adapter changes (at most {largest:.2g}), allowed are {tolerance:.1%}; the likeliest token is the "

@@ -25,7 +25,12 @@ def stored_dtype(path: str) -> str:
         raise CheckpointError(
             "{path}: the weights are stored quantized; give the model in 16 or 32 bits with --base", path=path
         )
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise CheckpointError(
+            "{path}: the weights are stored in {dtype}; choose what to write with --dtype", path=path, dtype=dtype
+        )
+    return dtype
 
 
 def save_model(model: PreTrainedModel, base: str, target: Path, layout: Layout | None) -> list[str]:
