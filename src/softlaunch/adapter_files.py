@@ -16,6 +16,7 @@ from softlaunch.messages import say
 from softlaunch.run_directory import CONFIG_FILE, ORIGINAL_FILE, read_json, read_record
 
 WEIGHTS_FILE = "adapter_model.safetensors"
+BASE_FILE = "softlaunch.json"  # the fingerprint of the base, where PEFT's config has no place for it
 SCORES = ("rouge-l", "bleu-4", "loss")
 
 _MAX_DEPTH = 5
@@ -74,7 +75,8 @@ def look_at(path: Path) -> AdapterFiles:
         found.base = config.get("base_model_name_or_path") or record.get("model", {}).get("model_name_or_path")
         found.steps, found.scores = _results(path)
         found.num_parameters = _num_parameters(path / WEIGHTS_FILE)
-        found.num_bytes = sum((path / name).stat().st_size for name in (CONFIG_FILE, WEIGHTS_FILE))
+        files = (path / name for name in (CONFIG_FILE, WEIGHTS_FILE, BASE_FILE))
+        found.num_bytes = sum(file.stat().st_size for file in files if file.is_file())
     except CheckpointError as error:
         found.damage = str(error)
     return found

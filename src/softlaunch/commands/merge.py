@@ -75,7 +75,7 @@ def _merge(adapter: Path, base: str, arguments: argparse.Namespace) -> None:
     from softlaunch.models import load_model, load_tokenizer
     from softlaunch.models.load import read_config
     from softlaunch.models.save import require_chatglm, save_model, stored_dtype
-    from softlaunch.tuning.merge import with_adapter
+    from softlaunch.tuning import load_adapter
 
     if arguments.layout is not None:
         require_chatglm(read_config(base)["model_type"])
@@ -91,7 +91,7 @@ def _merge(adapter: Path, base: str, arguments: argparse.Namespace) -> None:
 
     model = load(base).to(arguments.device)
     without = logits_of(model, rows)
-    tuned = with_adapter(model, adapter)
+    tuned: Any = load_adapter(model, adapter).eval()
     adapted = logits_of(tuned, rows)
     try:
         model = tuned.merge_and_unload(safe_merge=True)

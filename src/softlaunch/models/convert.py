@@ -8,7 +8,7 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -16,6 +16,7 @@ from transformers import GlmConfig, GlmForCausalLM
 
 from softlaunch.errors import CheckpointError
 from softlaunch.models.chatglm import glm_config
+from softlaunch.models.export import Layout
 from softlaunch.models.layouts import (
     ROTARY_TABLE,
     counterparts,
@@ -28,7 +29,6 @@ from softlaunch.models.load import read_config
 from softlaunch.models.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFile, weight_files
 from softlaunch.models.tokenizer_files import write_glm_tokenizer, write_released_tokenizer
 
-Layout = Literal["glm", "chatglm"]
 Pair = tuple[str, tuple[str, ...]]  # a released name and its one or three in transformers' layout
 
 PREFIX = "prefix_encoder."

@@ -1,21 +1,17 @@
 """Writing a whole model with its tokenizer, in transformers' layout or in the one that ChatGLM is released in."""
 
 import json
-import shutil
 from pathlib import Path
 
 from huggingface_hub import save_torch_state_dict
 from transformers import GlmConfig, PreTrainedModel
 
 from softlaunch.errors import CheckpointError
-from softlaunch.models.convert import Layout
+from softlaunch.models.export import Layout, save_model_directory
 from softlaunch.models.layouts import released_config, released_tensors, write_glm_config
 from softlaunch.models.load import read_config
 from softlaunch.models.tokenizer import load_tokenizer
 from softlaunch.models.tokenizer_files import write_glm_tokenizer, write_released_tokenizer
-
-_SHARD_SIZE = "5GB"
-_WEIGHTS = (".safetensors", ".bin", ".index.json", ".pt", ".pth", ".gguf")
 
 
 def stored_dtype(path: str) -> str:
@@ -36,24 +32,27 @@ def stored_dtype(path: str) -> str:
 def save_model(model: PreTrainedModel, base: str, target: Path, layout: Layout | None) -> list[str]:
     """Write `model` and the tokenizer of `base` into the directory `target`; returns notes for the user.
 
-    `base`: the directory or hub id that the model was made from; where it is in the released layout and that is asked
+    `base`: the directory or hub id that the model was loaded from; where it is in the released layout and that is asked
     for, its other files go along as they are. Raises CheckpointError for `chatglm` and a model that is none.
     """
     is_released = read_config(base).get("model_type") == "chatglm"
-    if layout != "chatglm":
-        model.save_pretrained(target, max_shard_size=_SHARD_SIZE)
-        if is_released and isinstance(model.config, GlmConfig):
-            write_glm_config(model.config, target)
-            return write_glm_tokenizer(Path(base), target)
-        load_tokenizer(base).save_pretrained(target)
+    if layout == "chatglm" and not (is_released and Path(base).is_dir()):
+        return _save_as_released(model, base, target)
+    save_model_directory(model, load_tokenizer(base), target, layout=layout or "glm", dtype=model.dtype)
+    if layout == "chatglm" or not is_released:
         return []
+    assert isinstance(model.config, GlmConfig)
+    write_glm_config(model.config, target)
+    return write_glm_tokenizer(Path(base), target)
+
+
+def _save_as_released(model: PreTrainedModel, base: str, target: Path) -> list[str]:
+    """The released layout where no release is at hand to take config and tokenizer from."""
     config = model.config
     require_chatglm(config.model_type)
     assert isinstance(config, GlmConfig)
-    save_torch_state_dict(released_tensors(model.state_dict(), config), target, max_shard_size=_SHARD_SIZE)
-    if is_released and Path(base).is_dir():
-        _copy_release(Path(base), target, str(config.dtype).removeprefix("torch."))
-        return []
+    tensors = {name: tensor.to(model.dtype) for name, tensor in model.state_dict().items()}
+    save_torch_state_dict(released_tensors(tensors, config), target)
     (target / "config.json").write_text(json.dumps(released_config(config), indent=2) + "\n", encoding="utf-8")
     return write_released_tokenizer(Path(base), target)
 
@@ -65,13 +64,3 @@ def require_chatglm(model_type: str) -> None:
             "the base's model_type is {kind!r}; the layout chatglm is for ChatGLM2, ChatGLM3 and GLM-4 only",
             kind=model_type,
         )
-
-
-def _copy_release(base: Path, target: Path, dtype: str) -> None:
-    """Everything but the weights: config, tokenizer, code, licence."""
-    for file in base.iterdir():
-        if file.is_file() and not file.name.startswith(".") and not file.name.endswith(_WEIGHTS):
-            shutil.copyfile(file, target / file.name)
-    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
-    config["torch_dtype"] = dtype
-    (target / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

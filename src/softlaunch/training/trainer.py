@@ -1,5 +1,6 @@
 """The one Trainer subclass: what the loss is, in which order rows come, and what a checkpoint holds."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -18,10 +19,14 @@ from softlaunch.arguments import TrainingArguments
 from softlaunch.data.collate import TrainingCollator
 from softlaunch.data.encode import IGNORED_LABEL
 from softlaunch.data.order import LengthGroupedSampler
+from softlaunch.messages import say
 from softlaunch.training.callbacks import MetricsFile, ReplaceEarlierRun
 from softlaunch.training.checkpoint import checkpoint_to_resume, trained_tensors
 from softlaunch.training.finite import NonFiniteGradients, stop_if_not_finite
 from softlaunch.training.label_logits import LogitsAtLabels
+from softlaunch.tuning import trainable_summary
+
+logger = logging.getLogger(__name__)
 
 AnswerScores = Callable[[nn.Module], dict[str, float]]
 
@@ -31,15 +36,23 @@ class CausalTrainer(Trainer):
 
     Loss: the sum of the label tokens' negative log-likelihoods divided by their number, over all processes and
     accumulation steps; `eval_loss` likewise over the whole validation set. `answer_scores`, when given, is called in
-    every evaluation and adds scores of generated answers.
+    every evaluation and adds scores of generated answers. `save_whole` writes the result of training that is no
+    adapter: it is called on the first process with the directory `model/` and all tensors.
 
     It derives from Trainer, not from Seq2SeqTrainer, whose evaluation counts rows twice when processes do not divide
     them; all that Seq2SeqTrainer adds is generation, which is `evaluation.predict` here.
     """
 
-    def __init__(self, *, pad_token_id: int, answer_scores: AnswerScores | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        pad_token_id: int,
+        answer_scores: AnswerScores | None = None,
+        save_whole: Callable[[str, dict[str, torch.Tensor]], None] | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(data_collator=TrainingCollator(pad_token_id), compute_metrics=self._scores, **kwargs)
-        self.answer_scores = answer_scores
+        self.answer_scores, self.save_whole = answer_scores, save_whole
         self._label_logits = LogitsAtLabels(cast(PreTrainedModel, self.model))
         arguments, output_dir = cast(TrainingArguments, self.args), Path(str(self.args.output_dir))
         begins_anew = arguments.restart and arguments.do_train
@@ -49,15 +62,33 @@ class CausalTrainer(Trainer):
             self.remove_callback(PrinterCallback)  # it prints on the first process of every node
 
     def run_training(self) -> None:
-        """Train, from the newest checkpoint on if there is one; leave `adapter/` and the metrics in `output_dir`."""
-        arguments, model = cast(TrainingArguments, self.args), cast(Any, self.model)
-        trainable, total = model.get_nb_trainable_parameters()
+        """Train, from the newest checkpoint on if there is one; leave the metrics and `adapter/`, or else `model/`, in
+        `output_dir`.
+        """
+        arguments = cast(TrainingArguments, self.args)
+        summary = trainable_summary(cast(nn.Module, self.model))
+        places = ", ".join(f"{place} {size:,}" for place, size in summary.places.items())
+        logger.info(
+            say(
+                "{trainable:,} of {total:,} parameters are trained ({share:.3%}): {places}",
+                trainable=summary.trainable,
+                total=summary.total,
+                share=summary.share,
+                places=places,
+            )
+        )
         output_dir = Path(str(arguments.output_dir))
         if arguments.restart:
             self.add_callback(ReplaceEarlierRun(output_dir))
         result = self.train(resume_from_checkpoint=checkpoint_to_resume(arguments))
-        self.save_model(str(output_dir / "adapter"))
-        self.report("train", {**result.metrics, "trainable_parameters": trainable, "parameters": total})
+        if self.save_whole is None:
+            self.save_model(str(output_dir / "adapter"))
+        else:
+            tensors = self._tensors_to_save()
+            if self.args.should_save:
+                self.save_whole(str(output_dir / "model"), tensors)
+        counts = {"trainable_parameters": summary.trainable, "parameters": summary.total}
+        self.report("train", {**result.metrics, **counts})
 
     def report(self, step: str, metrics: dict[str, Any]) -> None:
         """Print the metrics of one step of the run (train, eval, predict) and write `<step>_results.json`."""
@@ -148,10 +179,13 @@ class CausalTrainer(Trainer):
         Trainer would gather the frozen base with it, or copy it, and under DeepSpeed in half precision it would save
         the rounded parameters; here they are the float32 ones that the optimizer steps.
         """
-        in_deepspeed = self.deepspeed is not None
-        self._save(output_dir, trained_tensors(cast(nn.Module, self.model), in_deepspeed=in_deepspeed))
+        self._save(output_dir, self._tensors_to_save())
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _tensors_to_save(self) -> dict[str, torch.Tensor]:
+        model, in_deepspeed = cast(nn.Module, self.model), self.deepspeed is not None
+        return trained_tensors(model, in_deepspeed=in_deepspeed, keep=self.args.should_save)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Save what was trained and nothing else: no tokenizer, no pickled arguments."""

@@ -61,10 +61,28 @@ def read_prefix(
     return saved
 
 
-def _read(model: PreTrainedModel, path: str | Path) -> SavedPrefix:
+def check_prefix(model: PreTrainedModel, path: str | Path, num_virtual_tokens: int | None = None) -> None:
+    """Raise what `read_prefix` does, as far as it can be told without the weights of `model` (see `load_skeleton`)."""
+    _check_shape(model, _read(model, path), path, num_virtual_tokens)
+
+
+def is_prefix(path: str | Path) -> bool:
+    """Whether `read_prefix` is the one to read, or to refuse, what is at `path`: not where PEFT has another method."""
+    file = _adapter_directory(path) / CONFIG_FILE
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get("peft_type") in (PEFT_TYPE, "PREFIX_TUNING", None)
+    except (OSError, ValueError, AttributeError):
+        return True
+
+
+def _adapter_directory(path: str | Path) -> Path:
     directory = Path(path)
-    if (directory / "adapter" / CONFIG_FILE).is_file() and not (directory / CONFIG_FILE).is_file():
-        directory = directory / "adapter"
+    inner = directory / "adapter"
+    return inner if (inner / CONFIG_FILE).is_file() and not (directory / CONFIG_FILE).is_file() else directory
+
+
+def _read(model: PreTrainedModel, path: str | Path) -> SavedPrefix:
+    directory = _adapter_directory(path)
     if not directory.is_dir():
         raise CheckpointError(
             "{path}: no such directory; give the directory that holds {config_file}", path=path, config_file=CONFIG_FILE
