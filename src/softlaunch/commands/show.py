@@ -7,8 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from softlaunch.arguments import DataArguments, parse_model_and_data
-from softlaunch.data.dataset import checked_rows
-from softlaunch.data.encode import EncodeOptions
+from softlaunch.data.dataset import checked_rows, encode_options
 from softlaunch.data.explain import ExplainedRow, explain_row
 from softlaunch.errors import ArgumentError, DataError
 from softlaunch.messages import say
@@ -44,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ArgumentError("{path} names no {kind}_file", path=arguments.run_file, kind=kind)
     rows = _choose(file, data, arguments.row, with_answer=kind != "test")
     tokenizer = load_tokenizer(model.model_name_or_path, prompt_style=model.prompt_style, **model.hub)
-    options = EncodeOptions.of(data)
+    options = encode_options(data)
     console = Console(highlight=False, soft_wrap=True)
     console.print(_legend(console))
     for row in rows:

@@ -90,6 +90,17 @@ def checked_rows(
     )
 
 
+def encode_options(arguments: DataArguments) -> EncodeOptions:
+    """How the arguments ask for rows to be encoded."""
+    return EncodeOptions(
+        max_source_length=arguments.max_source_length,
+        max_target_length=arguments.max_target_length,
+        source_prefix=arguments.source_prefix,
+        train_on_all_turns=arguments.train_on_all_turns,
+        legacy_truncation=arguments.legacy_truncation,
+    )
+
+
 def _encode(
     rows: datasets.Dataset,
     arguments: DataArguments,
@@ -101,7 +112,7 @@ def _encode(
     encoded = rows.map(
         encode,
         batched=True,
-        fn_kwargs={"tokenizer": tokenizer, "options": EncodeOptions.of(arguments)},
+        fn_kwargs={"tokenizer": tokenizer, "options": encode_options(arguments)},
         remove_columns=["response", *(["history"] if arguments.history_column else [])],
         num_proc=arguments.preprocessing_num_workers,
         load_from_cache_file=not arguments.overwrite_cache,

@@ -95,13 +95,13 @@ class AdapterModel(PeftModelForCausalLM):
             self._in_float32(adapter_name)
         missing = [key for key in result.missing_keys if adapter_name in key.split(".")]  # PEFT looks for a substring
         if missing or result.unexpected_keys:
-            raise KeyError(
+            raise ValueError(
                 say(
-                    "{num_missing} tensors are missing {missing}, {num_unexpected} have no place {unexpected}",
-                    num_missing=len(missing),
-                    missing=missing[:2],
-                    num_unexpected=len(result.unexpected_keys),
-                    unexpected=result.unexpected_keys[:2],
+                    "{missing} tensors are missing {first_missing}, {unexpected} have no place {first_unexpected}",
+                    missing=len(missing),
+                    first_missing=missing[:2],
+                    unexpected=len(result.unexpected_keys),
+                    first_unexpected=result.unexpected_keys[:2],
                 )
             )
 
