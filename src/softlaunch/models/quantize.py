@@ -23,7 +23,7 @@ def quantization_config(bits: int, compute_dtype: torch.dtype) -> BitsAndBytesCo
     Raises ArgumentError for other numbers, and when bitsandbytes is not installed.
     """
     if bits not in (4, 8):
-        raise ArgumentError(f"quantization_bit is {bits}; allowed are 4 and 8, or leave it out")
+        raise ArgumentError("quantization_bit is {bits}; allowed are 4 and 8, or leave it out", bits=bits)
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:

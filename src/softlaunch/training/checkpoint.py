@@ -11,6 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from softlaunch.arguments import TrainingArguments
 from softlaunch.errors import CheckpointError
+from softlaunch.messages import say
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,11 @@ def _find_checkpoint(arguments: TrainingArguments) -> str | None:
     asked = arguments.resume_from_checkpoint
     if asked and str(asked).lower() != "true":
         if not _is_whole(Path(asked)):
-            raise CheckpointError(f"{asked}: no checkpoint to resume from ({TRAINER_STATE_NAME} is missing)")
+            raise CheckpointError(
+                "{asked}: no checkpoint to resume from ({trainer_state_name} is missing)",
+                asked=asked,
+                trainer_state_name=TRAINER_STATE_NAME,
+            )
         return str(asked)
     found = {int(p.name.rpartition("-")[2]): p for p in _checkpoints(Path(str(arguments.output_dir))) if _is_whole(p)}
     if not found:
@@ -59,14 +64,23 @@ def _find_checkpoint(arguments: TrainingArguments) -> str | None:
 def _check_split(checkpoint: str, arguments: TrainingArguments) -> None:
     """DeepSpeed reads only its own checkpoints, of as many processes; others go on without the optimizer's state."""
     parts = list(Path(checkpoint).glob("global_step*/*_optim_states.pt"))
-    saved = f"under DeepSpeed with {len(parts)} processes" if parts else "without DeepSpeed"
+    saved = _way(len(parts))
     in_deepspeed = arguments.deepspeed_plugin is not None
     if bool(parts) != in_deepspeed or (parts and len(parts) != arguments.world_size):
-        now = f"under DeepSpeed with {arguments.world_size} processes" if in_deepspeed else "without DeepSpeed"
+        now = _way(arguments.world_size if in_deepspeed else 0)
         raise CheckpointError(
-            f"{checkpoint} was saved {saved}, and this run is {now}: it cannot go on from there. Launch it as that one "
-            "was, or begin anew (restart) from what it has learned (adapter, with this directory)"
+            "{checkpoint} was saved {saved}, and this run is {now}: it cannot go on from there. Launch it as that "
+            "one was, or begin anew (restart) from what it has learned (adapter, with this directory)",
+            checkpoint=checkpoint,
+            saved=saved,
+            now=now,
         )
+
+
+def _way(num_deepspeed_processes: int) -> str:
+    if not num_deepspeed_processes:
+        return say("without DeepSpeed")
+    return say("under DeepSpeed with {number} processes", number=num_deepspeed_processes)
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:
