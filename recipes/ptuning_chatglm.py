@@ -21,7 +21,7 @@ from softlaunch.tuning import PrefixModel, add_prefix, earlier_adapter, load_ada
 
 
 def main() -> None:
-    arguments = parse_arguments(unused=["lora_r", "lora_alpha", "lora_dropout"], description=__doc__)
+    arguments = parse_arguments(unused=["lora_r", "lora_alpha", "lora_dropout", "tuning", "freeze_trainable_layers"], description=__doc__)
     begin(arguments)
 
     # The base model, frozen, and its prefix

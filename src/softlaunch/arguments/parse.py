@@ -6,12 +6,19 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from softlaunch.arguments.checks import Finding, find_conflicts, find_idle_values
-from softlaunch.arguments.groups import Arguments, DataArguments, ModelArguments, TrainingArguments, TuningArguments
+from softlaunch.arguments.groups import (
+    Arguments,
+    ClassificationArguments,
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+    TuningArguments,
+)
 from softlaunch.arguments.help import format_help
 from softlaunch.arguments.old_names import Idle, current_options, find_idle, find_old_name, idle_names, old_names
 from softlaunch.arguments.options import Option, Refused, from_json, from_text
@@ -24,7 +31,14 @@ logger = logging.getLogger(__name__)
 _SWITCH = Option(name="", group="", kinds=frozenset({"bool"}), default=False, help="")
 
 
-def parse_arguments(argv: list[str] | None = None, *, unused: Iterable[str] = (), description: str = "") -> Arguments:
+def parse_arguments(
+    argv: list[str] | None = None,
+    *,
+    unused: Iterable[str] = (),
+    classifies: bool = False,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    description: str = "",
+) -> Arguments:
     """Reads `run.json`, `run.json --option value …` or flags alone; flags win over the file, later flags over earlier.
 
     Flags are `--option value`, `--option=value`, `--option a b` for lists, `--option` and `--no_option` for switches,
@@ -34,6 +48,9 @@ def parse_arguments(argv: list[str] | None = None, *, unused: Iterable[str] = ()
     Args:
         argv: the command line after the script's name; that of this process if None.
         unused: options that the calling recipe does not read: a line says so if one is given.
+        classifies: whether the calling recipe reads the options of classification, and may do without files that it
+            takes out of train_file; otherwise they are unused.
+        defaults: values of the calling recipe for options that are not given.
         description: what the recipe does, for `--help`.
 
     Returns:
@@ -50,7 +67,8 @@ def parse_arguments(argv: list[str] | None = None, *, unused: Iterable[str] = ()
     reading = _Reading(warnings=warnings)
     for item in given:
         reading.take(item)
-    reading.check(frozenset(unused))
+    reading.values = {**defaults, **reading.values}
+    reading.check(frozenset(unused), classifies)
     if os.environ.get("RANK", "0") == "0":  # before the process group exists there is nothing else to ask
         for warning in reading.warnings:
             logger.warning(warning)
@@ -119,19 +137,20 @@ class _Reading:
         self.values[name] = value
         self.origins[name] = given
 
-    def check(self, unused: frozenset[str]) -> None:
+    def check(self, unused: frozenset[str], classifies: bool) -> None:
         """Adds the problems and warnings that concern several options, or options that were not given."""
         options = current_options()
         values = {name: option.default for name, option in options.items()} | self.values
         for name, option in options.items():
             if option.required and not values[name] and name not in self.refused:
                 self.problems.append(say("{name} is missing: {help}", name=name, help=say(option.help)))
-        self.problems += [self._trace(finding) for finding in find_conflicts(values) if self._is_sure(finding)]
+        conflicts = find_conflicts(values, classifies=classifies)
+        self.problems += [self._trace(finding) for finding in conflicts if self._is_sure(finding)]
         idle = [self._trace(finding) for finding in find_idle_values(values, self.values) if self._is_sure(finding)]
         idle += [
             say("{given} has no effect in this recipe", given=self.origins[name].shown)
-            for name in self.values
-            if name in unused
+            for name in self.origins
+            if name in unused or (options[name].group == "classification" and not classifies)
         ]
         self.warnings += idle
 
@@ -188,7 +207,7 @@ def _list_problems(problems: list[str]) -> ArgumentError:
 
 
 def _construct(reading: _Reading, argv: list[str]) -> Arguments:
-    """The four groups. TrainingArguments come last: to make them touches devices and the process group."""
+    """The five groups. TrainingArguments come last: to make them touches devices and the process group."""
 
     def given(group: str) -> dict[str, Any]:
         return {name: value for name, value in reading.values.items() if current_options()[name].group == group}
@@ -196,6 +215,7 @@ def _construct(reading: _Reading, argv: list[str]) -> Arguments:
     model = ModelArguments(**given("model"))
     tuning = TuningArguments(**given("tuning"))
     data = DataArguments(**given("data"))
+    classification = ClassificationArguments(**given("classification"))
     try:
         training = TrainingArguments(**given("training"))
     except ArgumentError:
@@ -209,6 +229,7 @@ def _construct(reading: _Reading, argv: list[str]) -> Arguments:
         model=model,
         tuning=tuning,
         data=data,
+        classification=classification,
         training=training,
         sources=MappingProxyType({name: item.file or f"--{item.name}" for name, item in reading.origins.items()}),
         warnings=tuple(reading.warnings),
