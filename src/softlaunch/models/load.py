@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from softlaunch.errors import CheckpointError
 from softlaunch.models.chatglm import load_released_chatglm
-from softlaunch.models.quantize import own_gpu, quantization_config
+from softlaunch.models.quantize import keep_weights_as_loaded, own_gpu, quantization_config
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ def load_model(
         # Whatever transformers, torch and safetensors raise over files that are missing, cut off or not what they seem
         raise CheckpointError("{path}: the model cannot be loaded: {error}", path=path, error=error) from error
     _check_complete(path, info)
+    if quantization_bit == 4 and is_deepspeed_zero3_enabled():
+        keep_weights_as_loaded(model)
     return model
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from softlaunch.errors import ArgumentError
@@ -40,6 +41,18 @@ def quantization_config(bits: int, compute_dtype: torch.dtype) -> BitsAndBytesCo
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
     )
+
+
+def keep_weights_as_loaded(model: nn.Module) -> None:
+    """Stop bitsandbytes from packing 4-bit weights anew for the CPU at the first evaluation.
+
+    ZeRO-3 has split the weights by then and puts them together by the sizes that they were loaded with.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 @contextmanager
