@@ -11,7 +11,9 @@ from importlib import import_module
 from softlaunch import entry
 
 # command → (module, what it does)
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "classify": ("classify", "put texts into the classes that a run of recipes/classify.py has learnt"),
+}
 
 
 def main() -> None:
