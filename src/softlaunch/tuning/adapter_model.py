@@ -61,9 +61,8 @@ class AdapterFiles(PeftModel):
         names = selected_adapters or list(self.peft_config)
         self._write(Path(save_directory), names, state_dict)
         for name in names:
-            base = {"base_model_name_or_path": self.name_or_path, "base_fingerprint": self.base_fingerprint}
-            file = Path(save_directory) / ("" if name == "default" else name) / BASE_FILE
-            file.write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
+            folder = Path(save_directory) / ("" if name == "default" else name)
+            write_base(folder, self.base_fingerprint, str(self.name_or_path))
 
     def _write(self, directory: Path, names: list[str], state_dict: dict[str, Any] | None) -> None:
         # PEFT would look at the hub for the size of the vocabulary unless it is told about embeddings
@@ -126,6 +125,12 @@ def read_config(directory: Path, *, trainable: bool) -> PeftConfig:
         ) from error
     config.inference_mode = not trainable
     return config
+
+
+def write_base(directory: Path, found: list[float], name: str) -> None:
+    """Write down beside an adapter which base it is for, as `check_base` reads it."""
+    base = {"base_model_name_or_path": name, "base_fingerprint": found}
+    (directory / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
 
 
 def check_base(directory: Path, found: list[float], name: str) -> None:
