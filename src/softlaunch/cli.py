@@ -13,6 +13,7 @@ from softlaunch import entry
 # command → (module, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
     "classify": ("classify", "put texts into the classes that a run of recipes/classify.py has learnt"),
+    "show": ("show", "the rows of a run as its model sees them: text, ids, loss, what was cut"),
 }
 
 
