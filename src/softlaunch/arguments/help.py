@@ -11,7 +11,12 @@ from softlaunch.arguments.old_names import current_options, idle_names, old_name
 from softlaunch.arguments.options import Option
 
 _WIDTHS = 80, 120  # lines are no shorter and no longer, whatever the terminal
-_TITLES = {"model": "Base model", "tuning": "What is trained", "data": "Data and generated answers"}
+_TITLES = {
+    "model": "Base model",
+    "tuning": "What is trained",
+    "data": "Data and generated answers",
+    "classification": "Classes of texts",
+}
 # Titles of the training options, and the beginnings of their names; the first that fits. The rest follows.
 _TRAINING_TITLES = {
     "The run": ("output_dir", "restart", "resume", "do_", "seed", "data_seed", "full_determinism"),

@@ -6,12 +6,19 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from softlaunch.arguments.checks import Finding, find_conflicts, find_idle_values
-from softlaunch.arguments.groups import Arguments, DataArguments, ModelArguments, TrainingArguments, TuningArguments
+from softlaunch.arguments.groups import (
+    Arguments,
+    ClassificationArguments,
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+    TuningArguments,
+)
 from softlaunch.arguments.help import format_help
 from softlaunch.arguments.learning_rates import find_far_learning_rate, in_words, learning_rate_of
 from softlaunch.arguments.methods import choose_methods
@@ -27,7 +34,13 @@ _SWITCH = Option(name="", group="", kinds=frozenset({"bool"}), default=False, he
 
 
 def parse_arguments(
-    argv: list[str] | None = None, *, methods: Collection[str] = (), unused: Iterable[str] = (), description: str = ""
+    argv: list[str] | None = None,
+    *,
+    methods: Collection[str] = (),
+    unused: Iterable[str] = (),
+    classifies: bool = False,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    description: str = "",
 ) -> Arguments:
     """Reads `run.json`, `run.json --option value …` or flags alone; flags win over the file, later flags over earlier.
 
@@ -40,6 +53,9 @@ def parse_arguments(
         methods: those that the recipe can train (see `methods`); the one that the run asks for decides about the
             learning rate if none is given.
         unused: options that the calling recipe does not read: a line says so if one is given.
+        classifies: whether the calling recipe reads the options of classification, and may do without files that it
+            takes out of train_file; otherwise they are unused.
+        defaults: values of the calling recipe for options that are not given.
         description: what the recipe does, for `--help`.
 
     Returns:
@@ -52,7 +68,7 @@ def parse_arguments(
     if "-h" in argv or "--help" in argv:
         sys.stdout.write(format_help(description))
         raise SystemExit(0)
-    return _construct(_read(argv, unused, methods), argv)
+    return _construct(_read(argv, unused, methods, classifies=classifies, defaults=defaults), argv)
 
 
 def parse_model_and_data(argv: list[str]) -> tuple[ModelArguments, DataArguments]:
@@ -62,12 +78,20 @@ def parse_model_and_data(argv: list[str]) -> tuple[ModelArguments, DataArguments
     return ModelArguments(**reading.of_group("model")), DataArguments(**reading.of_group("data"))
 
 
-def _read(argv: list[str], unused: Iterable[str] = (), methods: Collection[str] = ()) -> "_Reading":
+def _read(
+    argv: list[str],
+    unused: Iterable[str] = (),
+    methods: Collection[str] = (),
+    *,
+    classifies: bool = False,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> "_Reading":
     given, warnings = read_sources(argv)
     reading = _Reading(warnings=warnings)
     for item in given:
         reading.take(item)
-    reading.check(frozenset(unused))
+    reading.values = {**defaults, **reading.values}
+    reading.check(frozenset(unused), classifies)
     if methods and not reading.problems:
         reading.settle_learning_rate(methods)
     if os.environ.get("RANK", "0") == "0":  # before the process group exists there is nothing else to ask
@@ -139,19 +163,20 @@ class _Reading:
         self.values[name] = value
         self.origins[name] = given
 
-    def check(self, unused: frozenset[str]) -> None:
+    def check(self, unused: frozenset[str], classifies: bool) -> None:
         """Adds the problems and warnings that concern several options, or options that were not given."""
         options = current_options()
         values = {name: option.default for name, option in options.items()} | self.values
         for name, option in options.items():
             if option.required and not values[name] and name not in self.refused:
                 self.problems.append(say("{name} is missing: {help}", name=name, help=say(option.help)))
-        self.problems += [self._trace(finding) for finding in find_conflicts(values) if self._is_sure(finding)]
+        conflicts = find_conflicts(values, classifies=classifies)
+        self.problems += [self._trace(finding) for finding in conflicts if self._is_sure(finding)]
         idle = [self._trace(finding) for finding in find_idle_values(values, self.values) if self._is_sure(finding)]
         idle += [
             say("{given} has no effect in this recipe", given=self.origins[name].shown)
-            for name in self.values
-            if name in unused
+            for name in self.origins
+            if name in unused or (options[name].group == "classification" and not classifies)
         ]
         self.warnings += idle
 
@@ -221,11 +246,12 @@ def _list_problems(problems: list[str]) -> ArgumentError:
 
 
 def _construct(reading: _Reading, argv: list[str]) -> Arguments:
-    """The four groups. TrainingArguments come last: to make them touches devices and the process group."""
+    """The five groups. TrainingArguments come last: to make them touches devices and the process group."""
 
     model = ModelArguments(**reading.of_group("model"))
     tuning = TuningArguments(**reading.of_group("tuning"))
     data = DataArguments(**reading.of_group("data"))
+    classification = ClassificationArguments(**reading.of_group("classification"))
     try:
         training = TrainingArguments(**reading.of_group("training"))
     except ArgumentError:
@@ -239,6 +265,7 @@ def _construct(reading: _Reading, argv: list[str]) -> Arguments:
         model=model,
         tuning=tuning,
         data=data,
+        classification=classification,
         training=training,
         sources=MappingProxyType(
             {name: item.file or f"--{item.name}" for name, item in reading.origins.items()} | reading.settled

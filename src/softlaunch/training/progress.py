@@ -160,8 +160,10 @@ class Display(TrainerCallback):
 
 
 def in_words(metrics: Mapping[str, Any], prefix: str, *, without: Collection[str] = ()) -> list[str]:
-    """`name value` of each, names without `prefix`, numbers short; names that end as one of `without` are left out."""
-    shown = {name.removeprefix(prefix): v for name, v in metrics.items() if not name.endswith(tuple(without))}
+    """`name value` of each, names without `prefix`, numbers short; names that end as one of `without`, and values that
+    are dictionaries, are left out."""
+    kept = {name: v for name, v in metrics.items() if not (isinstance(v, dict) or name.endswith(tuple(without)))}
+    shown = {name.removeprefix(prefix): v for name, v in kept.items()}
     return [f"{name} {_number(name, value)}" for name, value in shown.items()]
 
 
