@@ -11,7 +11,9 @@ from importlib import import_module
 from softlaunch import entry
 
 # command → (module, what it does)
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "compare": ("compare", "show runs side by side, in a table and a picture"),
+}
 
 
 def main() -> None:

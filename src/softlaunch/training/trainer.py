@@ -22,6 +22,7 @@ from softlaunch.training.callbacks import MetricsFile, ReplaceEarlierRun
 from softlaunch.training.checkpoint import checkpoint_to_resume, trained_tensors
 from softlaunch.training.finite import NonFiniteGradients, stop_if_not_finite
 from softlaunch.training.label_logits import LogitsAtLabels
+from softlaunch.training.memory import peak_memory_gib
 
 AnswerScores = Callable[[nn.Module], dict[str, float]]
 
@@ -57,7 +58,8 @@ class CausalTrainer(Trainer):
             self.add_callback(ReplaceEarlierRun(output_dir))
         result = self.train(resume_from_checkpoint=checkpoint_to_resume(arguments))
         self.save_model(str(output_dir / "adapter"))
-        self.report("train", {**result.metrics, "trainable_parameters": trainable, "parameters": total})
+        size = {"trainable_parameters": trainable, "parameters": total, "peak_memory_gib": round(peak_memory_gib(), 3)}
+        self.report("train", {**result.metrics, **size})
 
     def report(self, step: str, metrics: dict[str, Any]) -> None:
         """Print the metrics of one step of the run (train, eval, predict) and write `<step>_results.json`."""
