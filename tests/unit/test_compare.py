@@ -43,7 +43,7 @@ def classifier(tmp_path):
         {"step": 4, "loss": 1.4},
     ]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, logged)) + '\n{"step": 6, "lo', encoding="utf-8")
-    with (run / "confusion_matrix.csv").open("w", encoding="utf-8", newline="") as file:
+    with (run / "predict_confusion.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([["", *CLASSES], *([name, *row] for name, row in zip(CLASSES, COUNTS, strict=True))])
     return run
 

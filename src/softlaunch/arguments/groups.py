@@ -1,4 +1,4 @@
-"""What a run can be told: four dataclasses of options, and `Arguments`, which holds one of each.
+"""What a run can be told: five dataclasses of options, and `Arguments`, which holds one of each.
 
 Every field carries its help text and, where they exist, its limits in its metadata: `choices`; `minimum` and `maximum`
 (inclusive); `above` and `below` (exclusive); `required`. Parsing, error messages and `--help` are made from them.
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from transformers import Seq2SeqTrainingArguments
+
+from softlaunch.errors import ArgumentError
 
 
 def _option(default: Any = MISSING, *, help: str, **limits: Any) -> Any:
@@ -63,7 +65,15 @@ class TuningArguments:
     adapter: str | None = _option(
         None, help="Directory of a trained adapter to evaluate or to train further; its own settings win."
     )
-    pre_seq_len: int | None = _option(None, help="P-Tuning v2: number of virtual tokens of the prefix.", minimum=1)
+    tuning: str | None = _option(
+        None,
+        help="What is trained; unset takes what the recipe is for. pre_seq_len together with lora_r trains a prefix "
+        "and LoRA in one model; head is a frozen encoder under a trained head.",
+        choices=("p_tuning_v2", "lora", "ia3", "prompt_tuning", "p_tuning", "full", "freeze", "head"),
+    )
+    pre_seq_len: int | None = _option(
+        None, help="P-Tuning v2, prompt tuning, P-tuning: number of virtual tokens.", minimum=1
+    )
     prefix_projection: bool = _option(
         False, help="P-Tuning v2: compute the prefix by a two-layer MLP from an embedding (more to train)."
     )
@@ -76,10 +86,55 @@ class TuningArguments:
         choices=("random", "zero", "text"),
     )
     prefix_init_text: str | None = _option(None, help="The text that prefix_init text starts from.")
-    lora_r: int | None = _option(None, help="LoRA: rank of the update matrices.", minimum=1)
-    lora_alpha: float | None = _option(None, help="LoRA: the update is scaled by lora_alpha / lora_r.", above=0.0)
+    lora_r: int | None = _option(None, help="LoRA: rank of the update matrices; 8 if unset.", minimum=1)
+    lora_alpha: float | None = _option(
+        None,
+        help="LoRA: the update is scaled by lora_alpha / lora_r; 32 if unset, as in the original scripts.",
+        above=0.0,
+    )
     lora_dropout: float = _option(
         0.0, help="LoRA: dropout in front of the update while training.", minimum=0.0, below=1.0
+    )
+    lora_target_modules: list[str] | str = _option(
+        "auto",
+        help="LoRA: which layers: names (q_proj v_proj, also the released query_key_value), one regular expression for "
+        "whole paths, all-linear, or auto: those that PEFT knows for the architecture.",
+    )
+    use_rslora: bool = _option(False, help="LoRA: scale by lora_alpha / sqrt(lora_r), for high ranks (rsLoRA).")
+    use_dora: bool = _option(False, help="LoRA: learn the length of each column of the weights too (DoRA).")
+    modules_to_save: list[str] | None = _option(
+        None, help="LoRA, IA3: layers to train whole and to save with the adapter, as lm_head."
+    )
+    ia3_target_modules: list[str] | str = _option(
+        "auto", help="IA3: which layers are rescaled, as lora_target_modules."
+    )
+    ia3_feedforward_modules: list[str] | str = _option(
+        "auto", help="IA3: those of ia3_target_modules whose input is rescaled instead of their output."
+    )
+    prompt_init: str = _option(
+        "random",
+        help="Prompt tuning: start from random values, from random words of the vocabulary, or from prompt_init_text.",
+        choices=("random", "vocabulary", "text"),
+    )
+    prompt_init_text: str | None = _option(
+        None, help="Prompt tuning: the text to start from; as many virtual tokens as it has, if pre_seq_len is unset."
+    )
+    encoder_type: str = _option(
+        "mlp", help="P-tuning: network that computes the virtual tokens while training.", choices=("mlp", "lstm")
+    )
+    encoder_hidden_size: int | None = _option(
+        None, help="P-tuning: width of the encoder; that of the base if unset.", minimum=1
+    )
+    encoder_num_layers: int = _option(2, help="P-tuning: layers of the LSTM encoder.", minimum=1)
+    encoder_dropout: float = _option(0.0, help="P-tuning: dropout of the LSTM encoder.", minimum=0.0, below=1.0)
+    freeze_trainable_layers: int | None = _option(
+        None, help="Freeze: number of layers at the end that train; 2 if unset.", minimum=1
+    )
+    save_format: str = _option(
+        "glm",
+        help="Full, freeze: layout of the saved model: glm is transformers' own (of any architecture), chatglm that of "
+        "the released ChatGLM checkpoints.",
+        choices=("glm", "chatglm"),
     )
 
 
@@ -127,6 +182,37 @@ class DataArguments:
             object.__setattr__(self, "val_max_target_length", self.max_target_length)
 
 
+@dataclass(frozen=True)
+class ClassificationArguments:
+    """Texts, their classes, and how classes are learnt."""
+
+    text_column: str | int = _option("text", help="Column that holds the text: its name, or its number from 0.")
+    text_pair_column: str | int | None = _option(None, help="Column that holds a second text, for pairs of texts.")
+    label_column: str | int = _option("label", help="Column that holds the class, as a name or a number.")
+    class_file: str | None = _option(
+        None, help="File with the names of the classes, one to a line; the labels are these names, or line numbers from 0."
+    )
+    num_labels: int | None = _option(
+        None, help="Number of classes, to be checked against the data; it is counted anyway.", minimum=2
+    )
+    validation_share: float = _option(
+        0.1,
+        help="Share of the training rows of every class that is held out where there is no validation file; seed says "
+        "which.",
+        above=0.0,
+        below=1.0,
+    )
+    class_weights: bool = _option(
+        False, help="Weigh rows by how rare their class is in training: number of rows / (classes × rows of the class)."
+    )
+    early_stopping_patience: int | None = _option(
+        None, help="Stop training after so many evaluations without a better metric_for_best_model.", minimum=1
+    )
+    early_stopping_threshold: float = _option(
+        0.0, help="By how much metric_for_best_model must improve to count as better.", minimum=0.0
+    )
+
+
 @dataclass
 class TrainingArguments(Seq2SeqTrainingArguments):
     """transformers' training arguments with this project's defaults.
@@ -156,7 +242,7 @@ class TrainingArguments(Seq2SeqTrainingArguments):
             # Otherwise transformers refuses bf16, and processes started by torchrun end up in a world of one each.
             self.use_cpu = True
         if self.fp16 and self.use_cpu:
-            raise ValueError("fp16 needs a GPU and this run is on the CPU: use bf16 or leave both out")
+            raise ArgumentError("fp16 needs a GPU and this run is on the CPU: use bf16 or leave both out")
         if self.logging_dir is not None:
             os.environ["TENSORBOARD_LOGGING_DIR"] = self.logging_dir  # the only way that the callback can be told
         super().__post_init__()
@@ -183,6 +269,7 @@ class Arguments:
     model: ModelArguments
     tuning: TuningArguments
     data: DataArguments
+    classification: ClassificationArguments
     training: TrainingArguments
     sources: Mapping[str, str]
     warnings: tuple[str, ...]

@@ -14,6 +14,7 @@ _TITLES = {
     "model": "Base model",
     "tuning": "What is trained",
     "data": "Data and generated answers",
+    "classification": "Classes of texts",
     "training": "Training, evaluation, checkpoints (all of transformers' Seq2SeqTrainingArguments)",
 }
 

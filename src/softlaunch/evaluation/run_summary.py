@@ -14,7 +14,6 @@ SCORES = (
     *("accuracy", "f1_macro", "f1_weighted", "precision_macro", "recall_macro"),
     *("rouge-1", "rouge-2", "rouge-l", "bleu-4", "loss"),
 )
-CONFUSION_FILE = "confusion_matrix.csv"
 _RESULTS = {"predict": "predict_results.json", "eval": "eval_results.json"}
 _TRAINED = ("adapter", "model")  # what a run has trained: an adapter, or the whole model
 
@@ -90,7 +89,7 @@ def _read_run(path: Path, name: str) -> RunSummary:
         saved_bytes=_saved_bytes(path),
         train_curve=_curve(logged, "loss"),
         validation_curve=_curve(logged, "eval_loss"),
-        confusion=_read_confusion(path / CONFUSION_FILE),
+        confusion=_read_confusion(path / f"{split}_confusion.csv"),
     )
 
 

@@ -2,7 +2,8 @@
 
 They are the same network under other names: RMSNorm, grouped-query attention with biased q, k, v, rotary embedding on
 the first half of each head in interleaved pairs, gated SiLU. `rope_ratio` (ChatGLM3, GLM-4) multiplies the rotary base.
-The weights are renamed and the fused `query_key_value` is split while they are read, shard by shard.
+The weights are renamed and the fused `query_key_value` is split while they are read, shard by shard; the same the other
+way round when they are written in the released layout.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from transformers import GlmConfig, GlmForCausalLM
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
+from transformers.core_model_loading import Concatenate, ConversionOps, WeightConverter, WeightRenaming
 
 from softlaunch.errors import CheckpointError
 
@@ -33,14 +34,19 @@ def glm_config(released: dict[str, Any], path: str) -> GlmConfig:
     """
     if "position_encoding_2d" in released or "num_layers" not in released or "ffn_hidden_size" not in released:
         raise CheckpointError(
-            f"{path}: this is ChatGLM-6B (v1), another network under the same model_type; it cannot be loaded yet. "
-            "Use ChatGLM2-6B, ChatGLM3-6B or GLM-4-9B."
+            "{path}: this is ChatGLM-6B (v1), another network under the same model_type; it cannot be loaded yet. "
+            "Use ChatGLM2-6B, ChatGLM3-6B or GLM-4-9B.",
+            path=path,
         )
     for key, value in _FIXED.items():
         if released.get(key, value) != value:
             raise CheckpointError(
-                f"{path}/config.json: {key} is {released[key]!r}, ChatGLM2, ChatGLM3 and GLM-4 have {value!r}; "
-                "this variant of the network is not supported."
+                "{path}/config.json: {key} is {found!r}, ChatGLM2, ChatGLM3 and GLM-4 have {expected!r}; this variant "
+                "of the network is not supported.",
+                path=path,
+                key=key,
+                found=released[key],
+                expected=value,
             )
     heads = released["num_attention_heads"]
     return GlmConfig(
@@ -88,6 +94,11 @@ class SplitQueryKeyValue(ConversionOps):
         q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
         parts = torch.split(fused, [q, kv, kv], dim=0)
         return {target: [part.contiguous()] for target, part in zip(target_patterns, parts, strict=True)}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """How the released layout is written."""
+        return Concatenate(dim=0)
 
 
 def weight_transforms() -> list[WeightRenaming | WeightConverter]:

@@ -1,33 +1,22 @@
-"""The one Trainer subclass: what the loss is, in which order rows come, and what a checkpoint holds."""
+"""Training on prompts and answers: what the loss is, and what evaluation needs of it."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
-import datasets
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
-from torch.utils.data import Sampler
-from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer
-from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.integrations.deepspeed import deepspeed_init
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import EvalPrediction, PreTrainedModel
 
-from softlaunch.arguments import TrainingArguments
 from softlaunch.data.collate import TrainingCollator
 from softlaunch.data.encode import IGNORED_LABEL
-from softlaunch.data.order import LengthGroupedSampler
-from softlaunch.training.callbacks import MetricsFile, ReplaceEarlierRun
-from softlaunch.training.checkpoint import checkpoint_to_resume, trained_tensors
-from softlaunch.training.finite import NonFiniteGradients, stop_if_not_finite
+from softlaunch.training.finite import stop_if_not_finite
 from softlaunch.training.label_logits import LogitsAtLabels
-from softlaunch.training.memory import peak_memory_gib
+from softlaunch.training.run_trainer import RunTrainer
 
 AnswerScores = Callable[[nn.Module], dict[str, float]]
 
 
-class CausalTrainer(Trainer):
+class CausalTrainer(RunTrainer):
     """Trains on (prompt, answer) rows with `input_ids`, `labels` and `row_id`.
 
     Loss: the sum of the label tokens' negative log-likelihoods divided by their number, over all processes and
@@ -42,30 +31,6 @@ class CausalTrainer(Trainer):
         super().__init__(data_collator=TrainingCollator(pad_token_id), compute_metrics=self._scores, **kwargs)
         self.answer_scores = answer_scores
         self._label_logits = LogitsAtLabels(cast(PreTrainedModel, self.model))
-        arguments, output_dir = cast(TrainingArguments, self.args), Path(str(self.args.output_dir))
-        begins_anew = arguments.restart and arguments.do_train
-        self.add_callback(MetricsFile(output_dir / "metrics.jsonl", restart=begins_anew))
-        self.add_callback(NonFiniteGradients(self.args.fp16))
-        if not self.is_world_process_zero():
-            self.remove_callback(PrinterCallback)  # it prints on the first process of every node
-
-    def run_training(self) -> None:
-        """Train, from the newest checkpoint on if there is one; leave `adapter/` and the metrics in `output_dir`."""
-        arguments, model = cast(TrainingArguments, self.args), cast(Any, self.model)
-        trainable, total = model.get_nb_trainable_parameters()
-        output_dir = Path(str(arguments.output_dir))
-        if arguments.restart:
-            self.add_callback(ReplaceEarlierRun(output_dir))
-        result = self.train(resume_from_checkpoint=checkpoint_to_resume(arguments))
-        self.save_model(str(output_dir / "adapter"))
-        size = {"trainable_parameters": trainable, "parameters": total, "peak_memory_gib": round(peak_memory_gib(), 3)}
-        self.report("train", {**result.metrics, **size})
-
-    def report(self, step: str, metrics: dict[str, Any]) -> None:
-        """Print the metrics of one step of the run (train, eval, predict) and write `<step>_results.json`."""
-        if self.is_world_process_zero():
-            self.log_metrics(step, metrics)
-            self.save_metrics(step, metrics)
 
     def compute_loss(
         self,
@@ -105,63 +70,3 @@ class CausalTrainer(Trainer):
         if self.answer_scores is not None:
             scores |= self.answer_scores(self.accelerator.unwrap_model(self.model))
         return scores
-
-    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler:
-        train_dataset = train_dataset or self.train_dataset
-        rows_per_update = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroupedSampler(_lengths(train_dataset), rows_per_update, self.args.data_seed or self.args.seed)
-
-    def _get_eval_sampler(self, eval_dataset: datasets.Dataset) -> Any:
-        lengths = _lengths(eval_dataset)
-        return sorted(range(len(lengths)), key=lambda row: -lengths[row])
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """As Trainer's, but possible under ZeRO-1, ZeRO-2 and FSDP2 before any training: there is nothing to split."""
-        self.model_for_generation()
-        before = self.is_deepspeed_enabled, self.is_fsdp_enabled
-        if not self._is_split:
-            self.is_deepspeed_enabled = self.is_fsdp_enabled = False
-        try:
-            return super().evaluation_loop(*args, **kwargs)
-        finally:
-            self.is_deepspeed_enabled, self.is_fsdp_enabled = before
-
-    def model_for_generation(self) -> PreTrainedModel:
-        """The model where it can generate, in a run that has not trained too; all processes call it.
-
-        ZeRO-3 splits the base while it is loaded, so its engine is needed to put it together. The others split
-        nothing before training begins: without it every process has the whole model, on its device.
-        """
-        if is_deepspeed_zero3_enabled() and self.deepspeed is None:
-            deepspeed_init(self, num_training_steps=0, inference=True)
-            self.deepspeed = self.model_wrapped = self.accelerator.prepare(self.model)
-        elif (self.is_deepspeed_enabled or self.is_fsdp_enabled) and not self._is_split:
-            cast(nn.Module, self.model).to(self.args.device)
-        return cast(PreTrainedModel, self.accelerator.unwrap_model(self.model))
-
-    @property
-    def _is_split(self) -> bool:
-        """Whether DeepSpeed or FSDP2 has the model in its hands."""
-        return self.deepspeed is not None or isinstance(self.model, FSDPModule)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Put together what was trained, which takes all processes, and save it on the first.
-
-        Trainer would gather the frozen base with it, or copy it, and under DeepSpeed in half precision it would save
-        the rounded parameters; here they are the float32 ones that the optimizer steps.
-        """
-        in_deepspeed = self.deepspeed is not None
-        self._save(output_dir, trained_tensors(cast(nn.Module, self.model), in_deepspeed=in_deepspeed))
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Save what was trained and nothing else: no tokenizer, no pickled arguments."""
-        if self.args.should_save:
-            cast(PreTrainedModel, self.model).save_pretrained(
-                output_dir or str(self.args.output_dir), state_dict=state_dict
-            )
-
-
-def _lengths(dataset: datasets.Dataset) -> list[int]:
-    return [len(ids) for ids in dataset["input_ids"]]
