@@ -130,6 +130,7 @@ def read_texts(path: Path, arguments: EncoderArguments) -> Iterator[str]:
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, dtype: torch.dtype) -> None:
     """The encoder in its released layout: config.json, model.safetensors, the tokenizer, and BERT's vocab.txt."""
     model.to(dtype).save_pretrained(path)
+    tokenizer.model_max_length = model.config.max_position_embeddings
     tokenizer.save_pretrained(path)
     if isinstance(tokenizer, BertTokenizer):
         tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
