@@ -49,6 +49,7 @@ class EncoderArguments:
     hidden_size: int = field(default=256, metadata={"help": "Width of a new encoder; a multiple of 64."})
     num_layers: int = field(default=4, metadata={"help": "Layers of a new encoder."})
     max_length: int = field(default=128, metadata={"help": "Longest text in tokens; longer ones are cut."})
+    dropout: float = field(default=0.1, metadata={"help": "While pretraining; 0 for few passes over few texts."})
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of the tokens that are masked."})
     save_dtype: str = field(default="float32", metadata={"help": "Precision of the saved weights."})
 
@@ -105,7 +106,11 @@ def build_model(arguments: EncoderArguments, tokenizer: PreTrainedTokenizerBase)
         max_position_embeddings=arguments.max_length,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return BertForMaskedLM(config)
+    model = BertForMaskedLM(config)
+    for module in model.modules():  # the config, and so what is saved, keeps BERT's 0.1 for tuning
+        if isinstance(module, torch.nn.Dropout):
+            module.p = arguments.dropout
+    return model
 
 
 def read_texts(path: Path, arguments: EncoderArguments) -> Iterator[str]:
