@@ -9,10 +9,9 @@ import pytest
 from rich.console import Console
 
 from softlaunch.cli import COMMANDS
-from softlaunch.commands.compare import comparison
+from softlaunch.commands import compare
 from softlaunch.errors import CheckpointError
-from softlaunch.evaluation import confusion_figure
-from softlaunch.evaluation.run_figure import draw_runs
+from softlaunch.evaluation import run_figure
 from softlaunch.evaluation.run_summary import read_runs
 
 CLASSES = ["财经", "体育", "娱乐"]
@@ -61,7 +60,7 @@ def generator(tmp_path):
 def printed(runs) -> str:
     console = Console(width=200, record=True, file=None, force_terminal=False)
     with console.capture() as capture:
-        console.print(comparison(runs))
+        console.print(compare.comparison(runs))
     return capture.get()
 
 
@@ -103,24 +102,16 @@ def test_a_directory_without_results_is_named(tmp_path):
 
 
 def test_classes_without_a_font_bear_their_numbers(classifier, tmp_path, monkeypatch):
-    from matplotlib import font_manager
-    from matplotlib.figure import Figure
-
-    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
-    confusion_figure._find_font.cache_clear()
     runs = read_runs([classifier])
-    assert draw_runs(runs, tmp_path / "picture.png") is False
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
-    confusion_figure._find_font.cache_clear()
-    ax = Figure().subplots()
-    confusion_figure.draw_confusion(ax, CLASSES, COUNTS, "lora", font=None)
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "1", "2"]
-    assert {text.get_text() for text in ax.texts} == {"8", "1", "10", "2", "3", "5"}
-    named = Figure().subplots()
-    confusion_figure.draw_confusion(
-        named, ["good", "bad"], [[1, 0], [0, 1]], "x", confusion_figure.font_for(["good", "bad"])
-    )
-    assert [label.get_text() for label in named.get_xticklabels()] == ["good", "bad"]
+    drawn = []
+    monkeypatch.setattr(run_figure, "draw_confusion_on", lambda ax, counts, names, font, title: drawn.append((font, title)))
+    monkeypatch.setattr(run_figure, "font_with", lambda text: None)
+    assert run_figure.draw_runs(runs, tmp_path / "numbers.png") is False
+    monkeypatch.setattr(run_figure, "font_with", lambda text: "a font")
+    assert run_figure.draw_runs(runs, tmp_path / "names.png") is True
+    assert drawn == [(None, "lora"), ("a font", "lora")]
+    assert (tmp_path / "names.png").read_bytes().startswith(b"\x89PNG")
+    assert "lora: 0 财经, 1 体育, 2 娱乐" in compare._legend(runs, "a-package")
 
 
 def test_command_writes_the_picture_without_importing_torch(classifier, generator, tmp_path):

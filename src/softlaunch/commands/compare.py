@@ -8,7 +8,6 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from softlaunch.errors import ArgumentError
-from softlaunch.evaluation.confusion_figure import FONT_PACKAGE
 from softlaunch.evaluation.run_summary import SCORES, RunSummary, read_runs
 from softlaunch.messages import say
 
@@ -46,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
         console = Console(width=_MIN_WIDTH)
     console.print(comparison(runs))
 
-    from softlaunch.evaluation.run_figure import draw_runs  # matplotlib: after the table, for it takes a second
+    from softlaunch.evaluation.run_figure import FONT_PACKAGE, draw_runs  # matplotlib: a second, after the table
 
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -59,17 +58,17 @@ def run(arguments: argparse.Namespace) -> None:
         ) from error
     lines = [say("The picture is in {file}", file=output)]
     if not named:
-        lines += _legend(runs)
+        lines += _legend(runs, FONT_PACKAGE)
     console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
 
 
-def _legend(runs: list[RunSummary]) -> list[str]:
+def _legend(runs: list[RunSummary], package: str) -> list[str]:
     """The classes that have numbers in the picture, one line for all runs with the same ones."""
     lines = [
         say(
             "No font here has the characters of the classes' names, so the picture shows numbers; install one, such as "
             "{package}.",
-            package=FONT_PACKAGE,
+            package=package,
         )
     ]
     classes: dict[tuple[str, ...], list[str]] = {}
@@ -91,11 +90,12 @@ def comparison(runs: list[RunSummary]) -> Group:
     table = Table(title=say("{n} runs", n=len(runs)))
     table.add_column(say("run"), overflow="fold")
     table.add_column(say("method"))
-    for name in (*scores, *(say(title) for title in _COLUMNS)):
+    columns = _columns()
+    for name in (*scores, *columns):
         table.add_column(name, justify="right")
     for run in runs:
         cells = [_score(run, score, best[score]) for score in scores]
-        table.add_row(run.name, run.method or "–", *cells, *(show(run) for show in _COLUMNS.values()))
+        table.add_row(run.name, run.method or "–", *cells, *(show(run) for show in columns.values()))
     return Group(table, *_remarks(runs))
 
 
@@ -118,14 +118,15 @@ def _trainable_share(run: RunSummary) -> str:
     return f"{100 * run.trainable / run.parameters:.2f} %"
 
 
-# title → the cell of a run
-_COLUMNS: dict[str, Callable[[RunSummary], str]] = {
-    "trained": lambda run: _optional(run.trainable, "{:,}"),
-    "share": _trainable_share,
-    "seconds": lambda run: _optional(run.train_s, "{:,.0f}"),
-    "peak GiB": lambda run: _optional(run.peak_memory_gib, "{:.2f}"),
-    "saved MiB": lambda run: _optional(None if run.saved_bytes is None else run.saved_bytes / _MIB, "{:,.2f}"),
-}
+def _columns() -> dict[str, Callable[[RunSummary], str]]:
+    """Title → the cell of a run."""
+    return {
+        say("trained"): lambda run: _optional(run.trainable, "{:,}"),
+        say("share"): _trainable_share,
+        say("seconds"): lambda run: _optional(run.train_s, "{:,.0f}"),
+        say("peak GiB"): lambda run: _optional(run.peak_memory_gib, "{:.2f}"),
+        say("saved MiB"): lambda run: _optional(None if run.saved_bytes is None else run.saved_bytes / _MIB, "{:,.2f}"),
+    }
 
 
 def _remarks(runs: list[RunSummary]) -> list[str]:

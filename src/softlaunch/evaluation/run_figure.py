@@ -3,13 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from softlaunch.evaluation.confusion_figure import FONT_PACKAGE, draw_confusion, font_for
+import numpy as np
+from matplotlib.figure import Figure  # not pyplot, which keeps figures and chooses a window system
+
+from softlaunch.evaluation.confusion_picture import FONT_PACKAGE, draw_confusion_on, font_with
 from softlaunch.evaluation.run_summary import RunSummary
 
 _CURVES_IN = 4.0  # height of the curves, inches
 _CELL_IN = 0.36  # one class of a confusion matrix
 _MARGIN_IN = 1.4  # around a matrix: its title and labels
 _MATRICES_PER_ROW = 3
+_NUM_COLOURS = 10  # of matplotlib's cycle
 _DPI = 150
 
 
@@ -19,8 +23,6 @@ def draw_runs(runs: list[RunSummary], output: Path) -> bool:
     Returns False when classes bear numbers there because no font has the characters of their names. Raises OSError
     where the file cannot be written.
     """
-    from matplotlib.figure import Figure  # not pyplot, which keeps figures and chooses a window system
-
     classifiers = [run for run in runs if run.confusion]
     num_columns = min(_MATRICES_PER_ROW, len(classifiers)) or 1
     num_rows = -(-len(classifiers) // num_columns)
@@ -45,7 +47,8 @@ def _draw_curves(figure: Any, runs: list[RunSummary]) -> None:
         for number, run in enumerate(runs):
             curve = getattr(run, attribute)
             if curve:  # a curve of one point needs its mark
-                ax.plot(*zip(*curve, strict=True), color=f"C{number}", label=_plain(run.name), marker=".", linewidth=1)
+                style = {"color": f"C{number}", "linestyle": "-" if number < _NUM_COLOURS else "--", "linewidth": 1}
+                ax.plot(*zip(*curve, strict=True), label=_plain(run.name), marker=".", **style)
         ax.set_title(title, fontsize=10)
         ax.set_xlabel("step")
         ax.grid(alpha=0.3)
@@ -61,15 +64,15 @@ def _draw_matrices(figure: Any, classifiers: list[RunSummary], num_rows: int, nu
     axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
     for ax, run in zip(axes, classifiers, strict=False):
         assert run.confusion is not None
-        font = font_for(run.confusion.names)
+        names, counts = run.confusion.names, np.array(run.confusion.counts)
+        font = font_with("".join(names))
         all_named = all_named and font is not None
-        draw_confusion(ax, run.confusion.names, run.confusion.counts, _plain(run.name), font)
+        draw_confusion_on(ax, counts, names, font, title=_plain(run.name))
     for ax in axes[len(classifiers) :]:
         ax.set_axis_off()
     if not all_named:
-        figure.supxlabel(
-            f"classes by number, for no font here has their characters: install {FONT_PACKAGE}", fontsize=8
-        )
+        note = "Classes by number, since no font here has the characters of their names: install the package "
+        figure.supxlabel(note + FONT_PACKAGE, fontsize=8)
     return all_named
 
 
