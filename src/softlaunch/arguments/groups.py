@@ -190,7 +190,8 @@ class ClassificationArguments:
     text_pair_column: str | int | None = _option(None, help="Column that holds a second text, for pairs of texts.")
     label_column: str | int = _option("label", help="Column that holds the class, as a name or a number.")
     class_file: str | None = _option(
-        None, help="File with the names of the classes, one to a line; the labels are these names, or line numbers from 0."
+        None,
+        help="File with the names of the classes, one to a line; the labels are these names, or line numbers from 0.",
     )
     num_labels: int | None = _option(
         None, help="Number of classes, to be checked against the data; it is counted anyway.", minimum=2

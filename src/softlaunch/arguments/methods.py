@@ -27,6 +27,7 @@ _METHODS: dict[str, tuple[str, frozenset[str]]] = {
         frozenset({"pre_seq_len", "encoder_type", "encoder_hidden_size", "encoder_num_layers", "encoder_dropout"}),
     ),
     "full": ("finetune_chatglm.py", frozenset({"save_format"})),
+    "head": ("classify.py", frozenset()),
     "freeze": ("finetune_chatglm.py", frozenset({"freeze_trainable_layers", "save_format"})),
 }
 _TOGETHER = ("p_tuning_v2", "lora")

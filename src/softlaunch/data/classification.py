@@ -13,8 +13,8 @@ from softlaunch.arguments import Arguments
 from softlaunch.data.check import Problems, say_kind
 from softlaunch.data.class_tables import balance_table, length_table
 from softlaunch.data.classes import Classes, check_class_file, check_number, classes_of_labels, read_class_file, shorten
-from softlaunch.data.labelled import LabelColumns, LabelledRow, read_labelled
 from softlaunch.data.label_sources import Source, find_sources
+from softlaunch.data.labelled import LabelColumns, LabelledRow, read_labelled
 from softlaunch.data.sources import BadRow
 from softlaunch.data.split import shared_texts, stratified_split
 from softlaunch.data.text_encoding import codec_name
@@ -27,12 +27,13 @@ _MAX_SHOWN = 5  # texts named that stand in training and in validation
 
 @dataclass(frozen=True)
 class Texts:
-    """The rows of one step of a run.
+    """The rows of one step of a run: train, validation or test.
 
     `encoded`: `input_ids`, `attention_mask` (`token_type_ids` where the tokenizer makes them), `labels` (the number of
     the class, -1 for none) and `row_id`, in the order of `rows`. `num_cut`: how many of them lost tokens.
     """
 
+    step: str
     source: Source
     rows: list[LabelledRow]
     encoded: datasets.Dataset
@@ -52,6 +53,12 @@ class ClassRows:
     train: Texts | None
     validation: Texts | None
     test: Texts | None
+
+    @property
+    def steps(self) -> dict[str, Texts]:
+        """The rows that there are, by step."""
+        found = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {step: texts for step, texts in found.items() if texts is not None}
 
 
 def load_class_rows(
@@ -85,8 +92,10 @@ def load_class_rows(
         "test": arguments.data.max_predict_samples,
     }
     texts = {
-        step: _encode(found[step].source, _sample(of_step, limits[step], training.seed), classes, tokenizer, arguments)
-        for step, of_step in rows.items()
+        step: _encode(
+            step, found[step].source, _sample(of_step, limits[step], training.seed), classes, tokenizer, arguments
+        )
+        for step, of_step in sorted(rows.items(), key=lambda item: list(limits).index(item[0]))
         if step != "train" or training.do_train
     }
     labels = {step: of_step.encoded["labels"][:] for step, of_step in texts.items()}
@@ -195,7 +204,12 @@ def _sample(rows: list[LabelledRow], limit: int | None, seed: int) -> list[Label
 
 
 def _encode(
-    source: Source, rows: list[LabelledRow], classes: Classes, tokenizer: PreTrainedTokenizerBase, arguments: Arguments
+    step: str,
+    source: Source,
+    rows: list[LabelledRow],
+    classes: Classes,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: Arguments,
 ) -> Texts:
     encoded: Any = encode_texts(
         tokenizer, [row.text for row in rows], [row.pair for row in rows], arguments.data.max_source_length
@@ -204,7 +218,7 @@ def _encode(
     columns["labels"] = [-1 if row.label is None else classes.index(row.label) for row in rows]
     columns["row_id"] = [row.row_id for row in rows]
     num_cut = sum(bool(one.overflowing) for one in encoded.encodings)
-    return Texts(source, rows, datasets.Dataset.from_dict(columns), num_cut)
+    return Texts(step, source, rows, datasets.Dataset.from_dict(columns), num_cut)
 
 
 def encode_texts(

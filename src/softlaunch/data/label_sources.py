@@ -60,13 +60,15 @@ def find_sources(arguments: Arguments) -> dict[str, Source]:
         sources["test"] = splits["test"]
     if data.train_file and (training.do_train or (training.do_eval and "validation" not in sources)):
         if splits and "train" not in splits:
-            raise DataError("{path} has no train split; its splits are: {names}", path=data.train_file, names=", ".join(splits))
+            raise DataError(
+                "{path} has no train split; its splits are: {names}", path=data.train_file, names=", ".join(splits)
+            )
         sources = {"train": splits.get("train", Source(Path(data.train_file))), **sources}
     return sources
 
 
 def _splits(name: str) -> dict[str, Source]:
-    """The splits of a directory that `DatasetDict.save_to_disk` wrote or of a dataset on the hub; {} for anything else."""
+    """The splits of what `DatasetDict.save_to_disk` wrote or of a dataset on the hub; {} for anything else."""
     path = Path(name)
     if (path / "dataset_dict.json").is_file():
         return _by_step({folder.name: Source(folder) for folder in path.iterdir() if folder.is_dir()})

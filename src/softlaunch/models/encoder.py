@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from softlaunch.arguments import Arguments
 from softlaunch.errors import ArgumentError, CheckpointError
@@ -16,8 +17,6 @@ from softlaunch.models.quantize import own_gpu, quantization_config
 from softlaunch.models.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
-
-SETTINGS = "softlaunch"  # the key of config.json that holds `Settings`
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,10 @@ def load_text_tokenizer(path: str, max_length: int, **hub: Any) -> PreTrainedTok
     limit = min(tokenizer.model_max_length, config.get("max_position_embeddings", tokenizer.model_max_length))
     if max_length > limit:
         raise ArgumentError(
-            "max_source_length is {asked}, but {path} takes at most {limit} tokens", asked=max_length, path=path, limit=limit
+            "max_source_length is {asked}, but {path} takes at most {limit} tokens",
+            asked=max_length,
+            path=path,
+            limit=limit,
         )
     if tokenizer.pad_token is None:
         raise CheckpointError("{path}: the tokenizer has no pad token, as encoders need it", path=path)
@@ -59,12 +61,14 @@ def load_encoder(
     quantization_bit: int | None = None,
     attn_implementation: str | None = None,
     must_be_trained: bool = False,
+    will_be_loaded: bool = False,
     **hub: Any,
 ) -> HeadedEncoder:
     """The encoder at `path` with a head for `classes`, which stand in its config as `id2label`; in evaluation mode.
 
     A head in the checkpoint is kept if it has as many classes; otherwise a new one is made, and a line says that it
-    must be trained. `must_be_trained`: there is no training, so a head that is not there is an error.
+    must be trained. `must_be_trained`: there is no training, so a head that is not there is an error; `will_be_loaded`:
+    it comes with an adapter.
 
     Raises CheckpointError for that, for a model that is no encoder, and for weights that are missing.
     """
@@ -73,14 +77,22 @@ def load_encoder(
     if quantization_bit is not None:
         kwargs["quantization_config"] = quantization_config(quantization_bit, dtype)
     labels = dict(enumerate(classes))
+    verbosity = transformers_logging.get_verbosity()
     try:
+        transformers_logging.set_verbosity_error()  # it would list what is missing; `new` says it shorter
         config = AutoConfig.from_pretrained(path, **hub)
         earlier = dict(config.id2label)
         config.id2label, config.label2id = labels, {name: number for number, name in labels.items()}
         config.problem_type = "single_label_classification"
         with own_gpu():
             loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-                path, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs, **hub
+                path,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **kwargs,
+                **hub,
             )
     except Exception as error:  # whatever transformers, torch and safetensors raise
         raise CheckpointError(
@@ -89,6 +101,8 @@ def load_encoder(
             kind=released.get("model_type", "?"),
             error=error,
         ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     model, info = loaded
     mismatched = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
     new = sorted({_owner(name) for name in {*info["missing_keys"], *mismatched}})
@@ -97,8 +111,8 @@ def load_encoder(
     body = [path for path in new if not path.startswith(tuple(head)) and "pooler" not in path]
     if body:
         raise CheckpointError(
-            "{path}: the weights do not fit config.json: {number} layers of the encoder are missing or of another shape "
-            "({names}, …)",
+            "{path}: the weights do not fit config.json: {number} layers of the encoder are missing or of another "
+            "shape ({names}, …)",
             path=path,
             number=len(body),
             names=", ".join(body[:3]),
@@ -111,30 +125,34 @@ def load_encoder(
             number=len(labels),
             found=say("its head has {number} classes", number=len(earlier)) if mismatched else say("it has none"),
         )
-    if mismatched:
+    if mismatched and not will_be_loaded:
+        values = {"path": path, "found": len(earlier), "needed": len(labels), "names": ", ".join(new)}
         logger.warning(
             say(
-                "{path}: its head has {found} classes and the data {needed}: {names} begin anew and must be trained",
-                path=path,
-                found=len(earlier),
-                needed=len(labels),
-                names=", ".join(new),
+                "{path}: its head has {found} classes, {needed} are needed: {names} begin anew and must be trained",
+                **values,
             )
         )
+    elif new and not will_be_loaded:
+        logger.info(say("{path}: {names} begin anew and must be trained", path=path, names=", ".join(new)))
     return HeadedEncoder(model, [*head, *(name for name in new if not name.startswith(tuple(head)))], new)
 
 
-def load_base_encoder(arguments: Arguments, classes: Sequence[str]) -> HeadedEncoder:
-    """`load_encoder` as a run's arguments ask for it. Weights are float32 unless `dtype` says otherwise."""
+def load_base_encoder(
+    arguments: Arguments, classes: Sequence[str], *, path: str | None = None, **kwargs: bool
+) -> HeadedEncoder:
+    """`load_encoder` as a run's arguments ask for it, from `path` if that is not their base. Weights are float32 unless
+    `dtype` says otherwise.
+    """
     model = arguments.model
     return load_encoder(
-        model.model_name_or_path,
+        path or model.model_name_or_path,
         classes,
         dtype=torch.float32 if model.dtype == "auto" else getattr(torch, model.dtype),
         quantization_bit=model.quantization_bit,
         attn_implementation=model.attn_implementation,
-        must_be_trained=not arguments.training.do_train,
-        **model.hub,
+        **kwargs,
+        **({} if path else model.hub),
     )
 
 

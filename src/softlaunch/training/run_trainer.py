@@ -79,13 +79,19 @@ class RunTrainer(Trainer):
             self.log_metrics(step, metrics)
             self.save_metrics(step, metrics)
 
+    def row_lengths(self, rows: Any) -> list[int]:
+        """Tokens of every row."""
+        return [len(ids) for ids in rows["input_ids"]]
+
     def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler:
         train_dataset = train_dataset or self.train_dataset
         rows_per_update = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroupedSampler(_lengths(train_dataset), rows_per_update, self.args.data_seed or self.args.seed)
+        return LengthGroupedSampler(
+            self.row_lengths(train_dataset), rows_per_update, self.args.data_seed or self.args.seed
+        )
 
     def _get_eval_sampler(self, eval_dataset: datasets.Dataset) -> Any:
-        lengths = _lengths(eval_dataset)
+        lengths = self.row_lengths(eval_dataset)
         return sorted(range(len(lengths)), key=lambda row: -lengths[row])
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
@@ -137,7 +143,3 @@ class RunTrainer(Trainer):
             cast(PreTrainedModel, self.model).save_pretrained(
                 output_dir or str(self.args.output_dir), state_dict=state_dict
             )
-
-
-def _lengths(dataset: datasets.Dataset) -> list[int]:
-    return [len(ids) for ids in dataset["input_ids"]]

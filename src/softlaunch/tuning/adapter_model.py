@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModelForCausalLM
+from peft import PeftConfig, PeftModel, PeftModelForCausalLM
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import PreTrainedModel
 
@@ -18,8 +18,8 @@ CONFIG_FILE = "adapter_config.json"
 BASE_FILE = "softlaunch.json"  # beside PEFT's files, since PEFT warns of keys that it does not know
 
 
-class AdapterModel(PeftModelForCausalLM):
-    """`peft.PeftModelForCausalLM` whose adapters know their base: saved with its fingerprint, refused on another.
+class AdapterFiles(PeftModel):
+    """A `peft.PeftModel` whose adapters know their base: saved with its fingerprint, refused on another.
 
     A directory that it writes holds PEFT's two files, which stock PEFT loads, and `softlaunch.json`.
     """
@@ -83,6 +83,10 @@ class AdapterModel(PeftModelForCausalLM):
                 f"{len(result.missing_keys)} tensors are missing {result.missing_keys[:2]}, "
                 f"{len(result.unexpected_keys)} have no place {result.unexpected_keys[:2]}"
             )
+
+
+class AdapterModel(AdapterFiles, PeftModelForCausalLM):
+    """A causal language model with PEFT's own adapters."""
 
 
 def read_config(directory: Path, *, trainable: bool) -> PeftConfig:
