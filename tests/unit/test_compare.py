@@ -104,7 +104,9 @@ def test_a_directory_without_results_is_named(tmp_path):
 def test_classes_without_a_font_bear_their_numbers(classifier, tmp_path, monkeypatch):
     runs = read_runs([classifier])
     drawn = []
-    monkeypatch.setattr(run_figure, "draw_confusion_on", lambda ax, counts, names, font, title: drawn.append((font, title)))
+    monkeypatch.setattr(
+        run_figure, "draw_confusion_on", lambda ax, counts, names, font, title: drawn.append((font, title))
+    )
     monkeypatch.setattr(run_figure, "font_with", lambda text: None)
     assert run_figure.draw_runs(runs, tmp_path / "numbers.png") is False
     monkeypatch.setattr(run_figure, "font_with", lambda text: "a font")
