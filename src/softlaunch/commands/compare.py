@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.table import Table
 
 from softlaunch.errors import ArgumentError
@@ -13,7 +14,7 @@ from softlaunch.messages import say
 
 _MIB = 1024**2
 _FORMATS = (".png", ".pdf", ".svg")
-_MIN_WIDTH = 160  # where the output goes into a file or a pipe, whose width nobody knows
+_FILE_WIDTH = 160  # where the output goes into a file or a pipe, whose width nobody knows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     runs = read_runs(arguments.runs)
     console = Console()
     if not console.is_terminal:
-        console = Console(width=_MIN_WIDTH)
+        console = Console(width=_FILE_WIDTH)
     console.print(comparison(runs))
 
     from softlaunch.evaluation.run_figure import FONT_PACKAGE, draw_runs  # matplotlib: a second, after the table
@@ -81,22 +82,20 @@ def _legend(runs: list[RunSummary], package: str) -> list[str]:
 
 
 def comparison(runs: list[RunSummary]) -> Group:
-    """For rich's `Console.print`: a row per run, the best of each score in bold, and what makes scores incomparable."""
-    scores = [score for score in SCORES if any(score in run.scores for run in runs)]
-    best = {
-        score: (min if score == "loss" else max)(run.scores[score] for run in runs if score in run.scores)
-        for score in scores
-    }
+    """For rich's `Console.print`: a column per run, the best of each score in bold, and what makes scores incomparable."""
     table = Table(title=say("{n} runs", n=len(runs)))
-    table.add_column(say("run"), overflow="fold")
-    table.add_column(say("method"))
-    columns = _columns()
-    for name in (*scores, *columns):
-        table.add_column(name, justify="right")
+    table.add_column("")
     for run in runs:
-        cells = [_score(run, score, best[score]) for score in scores]
-        table.add_row(run.name, run.method or "–", *cells, *(show(run) for show in columns.values()))
-    return Group(table, *_remarks(runs))
+        table.add_column(escape(run.name), justify="right", overflow="fold")
+    table.add_row(say("method"), *(run.method or "–" for run in runs))
+    for score in SCORES:
+        found = [run.scores[score] for run in runs if score in run.scores]
+        if found:
+            best = min(found) if score == "loss" else max(found)
+            table.add_row(score, *(_score(run, score, best) for run in runs))
+    for title, show in _properties().items():
+        table.add_row(title, *map(show, runs))
+    return Group(table, *map(escape, _remarks(runs)))
 
 
 def _score(run: RunSummary, score: str, best: float) -> str:
@@ -118,14 +117,16 @@ def _trainable_share(run: RunSummary) -> str:
     return f"{100 * run.trainable / run.parameters:.2f} %"
 
 
-def _columns() -> dict[str, Callable[[RunSummary], str]]:
-    """Title → the cell of a run."""
+def _properties() -> dict[str, Callable[[RunSummary], str]]:
+    """What is shown of a run beside its scores: title → the cell."""
     return {
-        say("trained"): lambda run: _optional(run.trainable, "{:,}"),
-        say("share"): _trainable_share,
-        say("seconds"): lambda run: _optional(run.train_s, "{:,.0f}"),
-        say("peak GiB"): lambda run: _optional(run.peak_memory_gib, "{:.2f}"),
-        say("saved MiB"): lambda run: _optional(None if run.saved_bytes is None else run.saved_bytes / _MIB, "{:,.2f}"),
+        say("trained parameters"): lambda run: _optional(run.trainable, "{:,}"),
+        say("share of all parameters"): _trainable_share,
+        say("training, seconds"): lambda run: _optional(run.train_s, "{:,.0f}"),
+        say("peak memory, GiB"): lambda run: _optional(run.peak_memory_gib, "{:.2f}"),
+        say("saved weights, MiB"): lambda run: _optional(
+            None if run.saved_bytes is None else run.saved_bytes / _MIB, "{:,.2f}"
+        ),
     }
 
 
