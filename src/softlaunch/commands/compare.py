@@ -82,7 +82,7 @@ def _legend(runs: list[RunSummary], package: str) -> list[str]:
 
 
 def comparison(runs: list[RunSummary]) -> Group:
-    """For rich's `Console.print`: a column per run, the best of each score in bold, and what makes scores incomparable."""
+    """For rich: a column per run, the best of each score in bold, and under it what makes scores incomparable."""
     table = Table(title=say("{n} runs", n=len(runs)))
     table.add_column("")
     for run in runs:
