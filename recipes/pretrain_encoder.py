@@ -35,7 +35,7 @@ from softlaunch.data.sources import records, require_source
 from softlaunch.entry import run
 from softlaunch.errors import DataError
 from softlaunch.training.checkpoint import checkpoint_to_resume
-from softlaunch.training.masked_lm import MaskedLanguageTrainer
+from softlaunch.training.masked_lm import MaskedLanguageTrainer, begin_with_frequencies
 
 
 @dataclass
@@ -69,10 +69,13 @@ def main() -> None:
         return datasets.Dataset.from_dict({**columns, "length": list(map(len, ids["input_ids"]))})
 
     training.train_sampling_strategy = "group_by_length"
+    rows = encoded(arguments.train_file)
+    if not arguments.model_name_or_path:
+        begin_with_frequencies(model, rows["input_ids"])
     trainer = MaskedLanguageTrainer(
         model=model,
         args=training,
-        train_dataset=encoded(arguments.train_file),
+        train_dataset=rows,
         eval_dataset=encoded(arguments.validation_file),
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=arguments.mlm_probability),
     )

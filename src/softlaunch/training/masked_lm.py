@@ -1,5 +1,6 @@
 """Masked language modelling (BERT; Devlin et al., 2019) with logits at the masked positions alone."""
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -41,3 +42,14 @@ class MaskedLanguageTrainer(Trainer):
             if self.args.average_tokens_across_devices:
                 loss = loss * self.accelerator.num_processes
         return (loss, {"nll": nll}) if return_outputs else loss
+
+
+def begin_with_frequencies(model: PreTrainedModel, rows: Iterable[list[int]]) -> None:
+    """Set the bias of a new model's head to the logarithm of how frequent each token is in `rows` of token ids.
+
+    Each step moves a bias by no more than the learning rate: a short run would spend its steps on these.
+    """
+    bias = cast(Any, model.get_output_embeddings()).bias
+    counts = torch.bincount(torch.tensor([token for row in rows for token in row]), minlength=len(bias)) + 0.5
+    with torch.no_grad():
+        bias.copy_((counts / counts.sum()).log())
