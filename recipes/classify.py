@@ -27,7 +27,7 @@ UNUSED = [
     *("prompt_column", "response_column", "history_column", "source_prefix", "train_on_all_turns", "legacy_truncation"),
     *("max_target_length", "val_max_target_length", "num_beams", "do_sample", "top_p", "temperature"),
     *("predict_with_generate", "compare_with_base", "prompt_style", "model_parallel_mode", "preprocessing_num_workers"),
-    *("prefix_init_text", "prompt_init_text", "save_format"),
+    *("dtype", "quantization_bit", "prefix_init_text", "prompt_init_text", "save_format"),
 ]
 
 

@@ -21,7 +21,7 @@ from softlaunch.tuning import with_adapter
 
 def main() -> None:
     arguments = parse_arguments(description=__doc__)
-    methods = chosen_methods(arguments, ("lora", "ia3", "p_tuning_v2"))
+    methods = chosen_methods(arguments, ("lora", "ia3"))
     begin(arguments)
 
     # The base model, frozen, and the adapter in its layers

@@ -20,7 +20,7 @@ from softlaunch.tuning import with_adapter
 
 def main() -> None:
     arguments = parse_arguments(description=__doc__)
-    methods = chosen_methods(arguments, ("p_tuning_v2", "lora"))
+    methods = chosen_methods(arguments, ("p_tuning_v2",))
     begin(arguments)
 
     # The base model, frozen, and its prefix

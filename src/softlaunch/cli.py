@@ -13,6 +13,7 @@ from softlaunch import entry
 # command → (module, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "show runs side by side, in a table and a picture"),
+    "classify": ("classify", "put texts into the classes that a run of recipes/classify.py has learnt"),
 }
 
 

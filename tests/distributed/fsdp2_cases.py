@@ -73,13 +73,13 @@ def train(model: PrefixModel, rows: slice, num_processes: int) -> list[float]:
 
 def look(model: PrefixModel, prompts: list[list[int]]) -> dict:
     """What the rest of a run asks of a trained model; the answers of `prompts` as token ids."""
-    inputs, digest = batch(prompts, "left"), digest(model)
+    inputs, state = batch(prompts, "left"), digest(model)
     model.eval()
     with whole_weights(model) as synced, torch.no_grad():
         out = model.generate(**inputs, max_new_tokens=6, do_sample=False, synced_gpus=synced)
     (table,) = trained_tensors(model).values()
     answers = out[:, inputs["input_ids"].shape[1] :].tolist()
-    return {"synced": synced, "answers": answers, "digest": digest, "table": table.tolist()}
+    return {"synced": synced, "answers": answers, "digest": state, "table": table.tolist()}
 
 
 def checkpoint_returns(model: PrefixModel, directory: Path) -> bool:

@@ -20,6 +20,8 @@ from softlaunch.tuning import (
     add_prompt_tuning,
     digest,
     load_adapter,
+    train_all,
+    train_last_layers,
     trainable_summary,
 )
 from tests.bases import CONFIGS, RELEASED_GLM4, batch, random_base, write_released
@@ -38,6 +40,7 @@ METHODS = {
     "prompt_tuning from text": lambda base: add_prompt_tuning(base, initialisation="text", init_ids=TEXT),
     "p_tuning mlp": lambda base: add_p_tuning(base, num_virtual_tokens=5, encoder="mlp"),
     "p_tuning lstm": lambda base: add_p_tuning(base, num_virtual_tokens=5, encoder="lstm", hidden_size=24),
+    "prefix": lambda base: add_prefix(base, num_virtual_tokens=5, dropout=0.0),
     "prefix and lora": lambda base: add_prefix(add_lora(base, r=4), num_virtual_tokens=5, dropout=0.0),
 }
 
@@ -126,12 +129,12 @@ def test_checkpointing_and_chosen_columns(base, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_trainables_are_float32_on_any_base(method, bits, tmp_path):
     path = str(write_released(tmp_path / "base", RELEASED_GLM4))
-    if bits == 16:
-        half = load_model(path, dtype=torch.bfloat16)
-    else:
-        half = load_model(path, quantization_bit=bits)
-    if method == "lora and lm_head":
-        half.lm_head.to(torch.float32)
+    kind = {"dtype": torch.bfloat16} if bits == 16 else {"quantization_bit": bits}
+    half = load_model(path, **kind)
+    if (method, bits) == ("dora", 8):
+        with pytest.raises(ArgumentError, match="8-bit base on the CPU"):
+            METHODS[method](half)
+        return
     model = tuned(half, method).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     assert {p.dtype for p in trained} == {torch.float32}
@@ -170,7 +173,7 @@ def test_a_directory_holds_what_was_trained_and_loads_again(method, tmp_path):
                 assert torch.equal(tensor, load_file(file)[name])
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "prefix and lora"])
+@pytest.mark.parametrize("method", [m for m in METHODS if "prefix" not in m])
 def test_stock_peft_loads_the_directory(method, tmp_path, recwarn):
     model = tuned(random_base("llama"), method)
     model.save_pretrained(tmp_path)
@@ -179,7 +182,7 @@ def test_stock_peft_loads_the_directory(method, tmp_path, recwarn):
     assert not [str(w.message) for w in recwarn if "softlaunch" in str(w.message) or "nexpected" in str(w.message)]
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "prefix and lora"])
+@pytest.mark.parametrize("method", [m for m in METHODS if "prefix" not in m])
 def test_adapters_of_stock_peft_are_loaded(method, tmp_path):
     config = tuned(random_base("glm"), method).peft_config["default"]
     config.inference_mode = False
@@ -238,7 +241,7 @@ def test_targets(family, asked, found):
 
 @pytest.mark.parametrize("asked", ["query_key", ["q_proj", "wv"], r"layers\.9\..*", "[unclosed"])
 def test_targets_that_match_nothing_list_what_there_is(asked):
-    with pytest.raises(ArgumentError, match="query_key|wv|layers|unclosed") as error:
+    with pytest.raises(ArgumentError, match=r"query_key|wv|layers|unclosed") as error:
         add_lora(random_base("glm"), target_modules=asked)
     assert asked == "[unclosed" or "gate_up_proj" in str(error.value)
 
@@ -261,10 +264,9 @@ def test_another_base_is_refused(method, tmp_path):
     tuned(random_base("glm"), method).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"another base: expected .* found .* of 64 numbers"):
         load_adapter(random_base("glm", seed=5), tmp_path)
-    for file in tmp_path.rglob("softlaunch.json"):
-        file.unlink()
-    if method == "prefix and lora":
+    if "prefix" in method:
         return
+    (tmp_path / "softlaunch.json").unlink()
     other = CONFIGS["llama"]()
     other.hidden_size, other.head_dim, other.num_hidden_layers = 32, 8, 2
     with pytest.raises(CheckpointError, match=r"does not fit this base"):
@@ -274,7 +276,7 @@ def test_another_base_is_refused(method, tmp_path):
 @pytest.mark.parametrize("content", ["{", "[]", '{"peft_type": "NOVEL"}', '{"peft_type": "LORA", "r": "x"}'])
 def test_damaged_directories_are_told(content, tmp_path):
     (tmp_path / "adapter_config.json").write_text(content)
-    with pytest.raises(CheckpointError, match="adapter_config.json|does not fit"):
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json|does not fit"):
         load_adapter(random_base("glm"), tmp_path)
     add_lora(random_base("glm")).save_pretrained(tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"cut off")
@@ -288,14 +290,27 @@ def test_damaged_directories_are_told(content, tmp_path):
 def test_summary_counts_and_places():
     summary = trainable_summary(add_lora(random_base("glm"), r=4))
     assert summary.places == {
-        **{f"layers.0-2.self_attn.{name}_proj.lora_A": 3 * 4 * 64 for name in "qkv"},
-        "layers.0-2.self_attn.q_proj.lora_B": 3 * 4 * 64,
-        **{f"layers.0-2.self_attn.{name}_proj.lora_B": 3 * 4 * 32 for name in "kv"},
+        "layers.0-2.self_attn.q_proj": 3 * 4 * (64 + 64),
+        "layers.0-2.self_attn.k_proj": 3 * 4 * (64 + 32),
+        "layers.0-2.self_attn.v_proj": 3 * 4 * (64 + 32),
     }
     assert summary.trainable == sum(summary.places.values())
     base = sum(p.numel() for p in random_base("glm").parameters())
     assert summary.total == base + summary.trainable
     assert summary.share == pytest.approx(summary.trainable / summary.total)
+
+
+def test_summary_of_the_other_methods():
+    prefix = trainable_summary(METHODS["prefix and lora"](random_base("glm"))).places
+    assert prefix.pop("prefix_encoder") == 5 * 3 * 2 * 2 * 16
+    assert set(prefix) == {f"layers.0-2.self_attn.{name}_proj" for name in "qkv"}
+    assert set(trainable_summary(METHODS["p_tuning lstm"](random_base("glm"))).places) == {"prompt_encoder"}
+    assert "lm_head" in trainable_summary(METHODS["lora and lm_head"](random_base("glm"))).places
+    last = trainable_summary(train_last_layers(random_base("glm"), 2))
+    assert {place.rpartition(".")[0] for place in last.places} == {"layers.1-2"}
+    full = trainable_summary(train_all(random_base("glm")))
+    assert {"embed_tokens", "layers.0-2.mlp", "lm_head"} <= set(full.places)
+    assert full.share == 1
 
 
 def test_prompt_encoder_of_the_trainer_is_saved_without_the_model_holding_it(tmp_path):

@@ -13,7 +13,6 @@ from softlaunch.arguments import Arguments
 from softlaunch.errors import ArgumentError, CheckpointError
 from softlaunch.messages import say
 from softlaunch.models.load import read_config
-from softlaunch.models.quantize import own_gpu, quantization_config
 from softlaunch.models.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -57,14 +56,12 @@ def load_encoder(
     path: str,
     classes: Sequence[str],
     *,
-    dtype: torch.dtype = torch.float32,
-    quantization_bit: int | None = None,
     attn_implementation: str | None = None,
     must_be_trained: bool = False,
     will_be_loaded: bool = False,
     **hub: Any,
 ) -> HeadedEncoder:
-    """The encoder at `path` with a head for `classes`, which stand in its config as `id2label`; in evaluation mode.
+    """The encoder at `path` with a head for `classes`, which stand in its config as `id2label`; float32, in evaluation mode.
 
     A head in the checkpoint is kept if it has as many classes; otherwise a new one is made, and a line says that it
     must be trained. `must_be_trained`: there is no training, so a head that is not there is an error; `will_be_loaded`:
@@ -74,8 +71,6 @@ def load_encoder(
     """
     released = read_config(path, **hub)
     kwargs: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    if quantization_bit is not None:
-        kwargs["quantization_config"] = quantization_config(quantization_bit, dtype)
     labels = dict(enumerate(classes))
     verbosity = transformers_logging.get_verbosity()
     try:
@@ -84,16 +79,15 @@ def load_encoder(
         earlier = dict(config.id2label)
         config.id2label, config.label2id = labels, {name: number for number, name in labels.items()}
         config.problem_type = "single_label_classification"
-        with own_gpu():
-            loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                config=config,
-                dtype=dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **kwargs,
-                **hub,
-            )
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **kwargs,
+            **hub,
+        )
     except Exception as error:  # whatever transformers, torch and safetensors raise
         raise CheckpointError(
             "{path}: no classifier of texts can be made from this {kind} model: {error}",
@@ -141,15 +135,11 @@ def load_encoder(
 def load_base_encoder(
     arguments: Arguments, classes: Sequence[str], *, path: str | None = None, **kwargs: bool
 ) -> HeadedEncoder:
-    """`load_encoder` as a run's arguments ask for it, from `path` if that is not their base. Weights are float32 unless
-    `dtype` says otherwise.
-    """
+    """`load_encoder` as a run's arguments ask for it, from `path` if that is not their base."""
     model = arguments.model
     return load_encoder(
         path or model.model_name_or_path,
         classes,
-        dtype=torch.float32 if model.dtype == "auto" else getattr(torch, model.dtype),
-        quantization_bit=model.quantization_bit,
         attn_implementation=model.attn_implementation,
         **kwargs,
         **({} if path else model.hub),

@@ -46,18 +46,19 @@ def save_model_directory(
     tensors = {n: p.detach() for n, p in model.named_parameters()} if tensors is None else tensors
     tensors = {n: t.to(dtype) if dtype is not None and t.is_floating_point() else t for n, t in tensors.items()}
     written: Any = model
-    before = written.config.dtype, getattr(model, "_weight_conversions", None)
-    written.config.dtype = next(iter(tensors.values())).dtype
+    conversions, dtype_name = getattr(model, "_weight_conversions", None), _name(next(iter(tensors.values())).dtype)
     if layout == "chatglm":
         written._weight_conversions = weight_transforms()  # save_pretrained turns them round
     try:
         model.save_pretrained(directory, state_dict=tensors)
     finally:
-        written.config.dtype, written._weight_conversions = before
+        written._weight_conversions = conversions
     if layout == "glm":
         tokenizer.save_pretrained(directory)
+        _set(directory / "config.json", "dtype", dtype_name)  # save_pretrained has written that of the model
     else:
-        _copy_released(Path(str(model.name_or_path)), directory, str(next(iter(tensors.values())).dtype))
+        _copy_released(Path(str(model.name_or_path)), directory)
+        _set(directory / "config.json", "torch_dtype", dtype_name)
 
 
 def _is_released(source: Path) -> bool:
@@ -65,11 +66,17 @@ def _is_released(source: Path) -> bool:
     return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "chatglm"
 
 
-def _copy_released(source: Path, directory: Path, dtype: str) -> None:
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _set(file: Path, key: str, value: str) -> None:
+    content = {**json.loads(file.read_text(encoding="utf-8")), key: value}
+    file.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _copy_released(source: Path, directory: Path) -> None:
     """All that lies beside the weights, over what was written for transformers' layout."""
     for file in source.iterdir():
         if file.is_file() and not file.name.endswith(_WEIGHTS):
             shutil.copyfile(file, directory / file.name)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    text = json.dumps({**config, "torch_dtype": dtype.removeprefix("torch.")}, ensure_ascii=False, indent=2)
-    (directory / "config.json").write_text(text + "\n", encoding="utf-8")

@@ -1,18 +1,19 @@
 """A base model with PEFT's own adapters in it (LoRA, rsLoRA, DoRA, IA3), as runs need it."""
 
 import json
-import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel, PeftModelForCausalLM
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils.other import ModulesToSaveWrapper
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from softlaunch.errors import CheckpointError
 from softlaunch.tuning.fingerprint import fingerprint, num_differences
-
-logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "adapter_config.json"
 BASE_FILE = "softlaunch.json"  # beside PEFT's files, since PEFT warns of keys that it does not know
@@ -25,10 +26,20 @@ class AdapterFiles(PeftModel):
     """
 
     def __init__(self, model: PreTrainedModel, peft_config: PeftConfig, adapter_name: str = "default", **kwargs: Any):
-        self_fingerprint = fingerprint(model)
+        base_fingerprint = fingerprint(model)  # before layers are put into it
         peft_config.base_model_name_or_path = peft_config.base_model_name_or_path or model.name_or_path
         super().__init__(model, peft_config, adapter_name, **kwargs)
-        self.base_fingerprint = self_fingerprint
+        self.base_fingerprint = base_fingerprint
+        self._in_float32(adapter_name)
+
+    def _in_float32(self, adapter_name: str) -> None:
+        """Make whole layers that train (`modules_to_save`) float32, as PEFT does with its own, in any base."""
+        for wrapper in self.modules():
+            if isinstance(wrapper, ModulesToSaveWrapper) and adapter_name in wrapper.modules_to_save:
+                layer = wrapper.modules_to_save[adapter_name]
+                layer.to(torch.float32)
+                layer.register_forward_pre_hook(_to_float32)
+                layer.register_forward_hook(partial(_to_dtype, next(wrapper.original_module.parameters()).dtype))
 
     def create_or_update_model_card(self, output_dir: str) -> None:
         """No card: the directory holds what was trained and nothing else."""
@@ -72,21 +83,34 @@ class AdapterFiles(PeftModel):
         training = self.training
         try:
             self._read(directory, adapter_name, is_trainable)
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise does_not_fit(directory, error) from error
         self.train(training)
 
     def _read(self, directory: Path, adapter_name: str, is_trainable: bool) -> None:
+        is_new = adapter_name not in self.peft_config
         result = super().load_adapter(str(directory), adapter_name, is_trainable=is_trainable, torch_device="cpu")
-        if result.missing_keys or result.unexpected_keys:
+        if is_new:
+            self._in_float32(adapter_name)
+        missing = [key for key in result.missing_keys if adapter_name in key.split(".")]  # PEFT looks for a substring
+        if missing or result.unexpected_keys:
             raise KeyError(
-                f"{len(result.missing_keys)} tensors are missing {result.missing_keys[:2]}, "
+                f"{len(missing)} tensors are missing {missing[:2]}, "
                 f"{len(result.unexpected_keys)} have no place {result.unexpected_keys[:2]}"
             )
 
 
 class AdapterModel(AdapterFiles, PeftModelForCausalLM):
     """A causal language model with PEFT's own adapters."""
+
+
+def _to_float32(layer: torch.nn.Module, inputs: tuple) -> tuple:
+    dtype = next(layer.parameters()).dtype  # which DeepSpeed changes in half precision
+    return tuple(value.to(dtype) if value.is_floating_point() else value for value in inputs)
+
+
+def _to_dtype(dtype: torch.dtype, layer: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+    return output.to(dtype)
 
 
 def read_config(directory: Path, *, trainable: bool) -> PeftConfig:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch.func import functional_call
 
 from softlaunch.errors import ArgumentError, CheckpointError
+from softlaunch.messages import say
 from softlaunch.tuning.adapter_model import AdapterModel, read_config
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -114,7 +115,11 @@ class SoftPromptModel(AdapterModel):
         tensors = load_peft_weights(str(directory), device="cpu")
         if adapter_name not in self.peft_config:
             self.add_adapter(adapter_name, read_config(directory, trainable=is_trainable))
-        config, encoder = self.peft_config[adapter_name], cast(Any, self.prompt_encoder[adapter_name])
+        config, encoder = self.peft_config[adapter_name], self.prompt_encoder[adapter_name]
+        encoder.requires_grad_(not config.inference_mode)
+        width, found = self.config.get_text_config().hidden_size, tensors["prompt_embeddings"].shape[1]
+        if found != width:
+            raise ValueError(f"its virtual tokens have {found} numbers, the embeddings of the base {width}")
         if config.peft_type != PeftType.P_TUNING or config.inference_mode:
             encoder.embedding.load_state_dict({"weight": tensors["prompt_embeddings"].float()})
             return
@@ -131,7 +136,7 @@ class SoftPromptModel(AdapterModel):
 def set_prompt(model: SoftPromptModel, embeddings: torch.Tensor, adapter_name: str = "default") -> None:
     """Make `embeddings` (num_virtual_tokens, hidden_size) the table of a prompt without an encoder."""
     if model.peft_config[adapter_name].peft_type != PeftType.PROMPT_TUNING:
-        raise ArgumentError("the virtual tokens of a prompt encoder cannot be set")
+        raise ArgumentError(say("the virtual tokens of a prompt encoder cannot be set"))
     with torch.no_grad():
         weight = cast(Any, model.prompt_encoder[adapter_name]).embedding.weight
         weight.copy_(embeddings.to(weight.device))

@@ -10,7 +10,7 @@ _LAYER = re.compile(r"\.(\d+)\.")
 
 @dataclass(frozen=True)
 class TrainableSummary:
-    """Numbers of parameters. `places`: by the name of the tensor, with the layers that have it: `layers.0-27.…`."""
+    """Numbers of parameters. `places`: by what they belong to, with the layers that have it: `layers.0-27.…`."""
 
     trainable: int
     total: int
@@ -43,9 +43,15 @@ def _num_elements(parameter: nn.Parameter) -> int:
 
 
 def _short(name: str) -> str:
-    """Without what PEFT puts in front, the adapter's usual name and the kind of tensor."""
+    """The layer that an adapter sits in, or the part of the base that trains: `layers.3.self_attn.q_proj`,
+    `prefix_encoder`, `layers.3.mlp`, `lm_head`.
+    """
     name = re.sub(r"^(base_model\.)*(model\.)*", "", name)
-    return name.replace(".default", "").removesuffix(".weight")
+    layer, injected, _ = re.sub(r"\.(lora_|ia3_|modules_to_save)", "\0", name, count=1).partition("\0")
+    if injected:
+        return layer
+    parts = name.split(".")
+    return ".".join(parts[:3] if len(parts) > 1 and parts[1].isdigit() else parts[:1])
 
 
 def _ranges(numbers: set[int]) -> str:
