@@ -88,6 +88,13 @@ def test_table_holds_both_kinds_of_runs_and_says_what_is_not_comparable(classifi
     assert "different files" not in alone
 
 
+def test_test_rows_without_labels_leave_the_validation_scores(classifier):
+    write_json(classifier / "predict_results.json", {"predict_runtime": 1.0})
+    (run,) = read_runs([classifier])
+    assert (run.split, run.scored_file, run.scores) == ("eval", "dev.json", {"accuracy": 0.5, "loss": 0.9})
+    assert run.confusion is None
+
+
 def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path):
     for parent in ("a", "b"):
         write_json(tmp_path / parent / "run" / "eval_results.json", {"eval_loss": 1.0})

@@ -67,21 +67,24 @@ def _read_run(path: Path, name: str) -> RunSummary:
     train = _read_json(path / "train_results.json")
     arguments = _read_json(path / "record.json").get("arguments", {})
     logged = _read_lines(path / "metrics.jsonl")
-    split = next((split for split, file in _RESULTS.items() if (path / file).is_file()), None)
-    if split is None and not train and not logged:
+    results = {split: _read_json(path / file) for split, file in _RESULTS.items()}
+    if not (any(results.values()) or train or logged):
         raise CheckpointError(
             "{path}: no run has left its results here: train_results.json, eval_results.json, predict_results.json and "
             "metrics.jsonl are all missing. Give the output_dir of a run.",
             path=path,
         )
-    results = _read_json(path / _RESULTS[split]) if split else {}
+    scores = {
+        split: {n: found[f"{split}_{n}"] for n in SCORES if f"{split}_{n}" in found} for split, found in results.items()
+    }
+    split = next((split for split, found in scores.items() if found), None)  # test rows may bear no labels
     files = arguments.get("data", {})
     return RunSummary(
         name=name,
         method=_method(path, arguments),
         split=split,
         scored_file=files.get("test_file" if split == "predict" else "validation_file"),
-        scores={score: results[f"{split}_{score}"] for score in SCORES if f"{split}_{score}" in results},
+        scores=scores[split] if split else {},
         trainable=train.get("trainable_parameters"),
         parameters=train.get("parameters"),
         train_s=train.get("train_runtime"),
