@@ -11,8 +11,8 @@ _FILLING = "今日新的大小上下来去中国人年月日"
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def write_encoder(directory: Path, *, pooler: bool = False, num_layers: int = 2) -> Path:
-    """A BERT in the released layout that has learnt nothing; without `pooler`, as after masked language modelling."""
+def write_encoder(directory: Path, *, dropout: float = 0.1) -> Path:
+    """A BERT in the released layout that has learnt nothing, and has no pooler, as after masked language modelling."""
     directory.mkdir(parents=True, exist_ok=True)
     characters = sorted(set("".join(CLASSES.values()) + _FILLING))
     vocabulary = directory / "vocab.txt"
@@ -21,23 +21,18 @@ def write_encoder(directory: Path, *, pooler: bool = False, num_layers: int = 2)
     config = BertConfig(
         vocab_size=len(_SPECIAL) + len(characters),
         hidden_size=32,
-        num_hidden_layers=num_layers,
+        num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=128,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
     )
     model = BertForMaskedLM(config)
     for name, parameter in model.bert.named_parameters():  # large enough that the first token sees the others
         if parameter.dim() > 1:
             parameter.data.normal_(std=0.5 if "embeddings" in name else 0.25)
-    if pooler:
-        from transformers import BertModel
-
-        whole = BertModel(config)
-        whole.load_state_dict(model.bert.state_dict(), strict=False)
-        whole.save_pretrained(directory)
-    else:
-        model.save_pretrained(directory)
+    model.save_pretrained(directory)
     BertTokenizer(str(vocabulary)).save_pretrained(directory)
     return directory
 

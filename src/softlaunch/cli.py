@@ -14,6 +14,7 @@ from softlaunch import entry
 COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "show runs side by side, in a table and a picture"),
     "classify": ("classify", "put texts into the classes that a run of recipes/classify.py has learnt"),
+    "show": ("show", "the rows of a run as its model sees them: text, ids, loss, what was cut"),
 }
 
 

@@ -12,7 +12,7 @@ from softlaunch.arguments.groups import (
     TrainingArguments,
     TuningArguments,
 )
-from softlaunch.arguments.parse import parse_arguments
+from softlaunch.arguments.parse import parse_arguments, parse_model_and_data
 
 __all__ = [
     "Arguments",
@@ -22,4 +22,5 @@ __all__ = [
     "TrainingArguments",
     "TuningArguments",
     "parse_arguments",
+    "parse_model_and_data",
 ]

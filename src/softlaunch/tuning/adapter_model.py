@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from softlaunch.errors import CheckpointError
+from softlaunch.messages import say
 from softlaunch.tuning.fingerprint import fingerprint, num_differences
 
 CONFIG_FILE = "adapter_config.json"
@@ -61,9 +62,8 @@ class AdapterFiles(PeftModel):
         names = selected_adapters or list(self.peft_config)
         self._write(Path(save_directory), names, state_dict)
         for name in names:
-            base = {"base_model_name_or_path": self.name_or_path, "base_fingerprint": self.base_fingerprint}
-            file = Path(save_directory) / ("" if name == "default" else name) / BASE_FILE
-            file.write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
+            folder = Path(save_directory) / ("" if name == "default" else name)
+            write_base(folder, self.base_fingerprint, str(self.name_or_path))
 
     def _write(self, directory: Path, names: list[str], state_dict: dict[str, Any] | None) -> None:
         # PEFT would look at the hub for the size of the vocabulary unless it is told about embeddings
@@ -95,8 +95,13 @@ class AdapterFiles(PeftModel):
         missing = [key for key in result.missing_keys if adapter_name in key.split(".")]  # PEFT looks for a substring
         if missing or result.unexpected_keys:
             raise KeyError(
-                f"{len(missing)} tensors are missing {missing[:2]}, "
-                f"{len(result.unexpected_keys)} have no place {result.unexpected_keys[:2]}"
+                say(
+                    "{num_missing} tensors are missing {missing}, {num_unexpected} have no place {unexpected}",
+                    num_missing=len(missing),
+                    missing=missing[:2],
+                    num_unexpected=len(result.unexpected_keys),
+                    unexpected=result.unexpected_keys[:2],
+                )
             )
 
 
@@ -126,6 +131,12 @@ def read_config(directory: Path, *, trainable: bool) -> PeftConfig:
         ) from error
     config.inference_mode = not trainable
     return config
+
+
+def write_base(directory: Path, found: list[float], name: str) -> None:
+    """Write down beside an adapter which base it is for, as `check_base` reads it."""
+    base = {"base_model_name_or_path": name, "base_fingerprint": found}
+    (directory / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
 
 
 def check_base(directory: Path, found: list[float], name: str) -> None:

@@ -16,7 +16,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from softlaunch.errors import CheckpointError
-from softlaunch.tuning.adapter_model import does_not_fit
+from softlaunch.tuning.adapter_model import does_not_fit, write_base
+from softlaunch.tuning.fingerprint import fingerprint
 from softlaunch.tuning.prefix_encoder import PrefixConfig
 from softlaunch.tuning.prefix_model import PrefixModel
 
@@ -45,6 +46,7 @@ class HeadModel(PeftModel):
     """A frozen encoder whose head trains. Trainer, Accelerate and the hub see a PEFT model."""
 
     def __init__(self, model: PreTrainedModel, peft_config: HeadConfig, adapter_name: str = "default", **_: Any):
+        self.base_fingerprint = fingerprint(model)
         model.requires_grad_(False)
         super().__init__(model, peft_config, adapter_name)
 
@@ -67,6 +69,7 @@ class HeadModel(PeftModel):
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.peft_config["default"].save_pretrained(str(directory))
+        write_base(directory, self.base_fingerprint, cast(PreTrainedModel, self.base_model).name_or_path)
         write_head(directory / WEIGHTS_FILE, cast(nn.Module, self.base_model), self.head, state_dict)
 
     def load_adapter(self, model_id: str | Path, adapter_name: str, is_trainable: bool = False, **_: Any) -> None:  # type: ignore[override]
