@@ -16,7 +16,7 @@ from softlaunch.entry import run
 from softlaunch.evaluation.label_metrics import label_scores
 from softlaunch.evaluation.label_report import report_classes
 from softlaunch.models.encoder import load_text_tokenizer
-from softlaunch.training.begin import begin
+from softlaunch.training.begin import begin, record_run
 from softlaunch.training.classifier import ClassifierTrainer, balanced_weights, stop_early
 from softlaunch.training.classifier_model import choose_method, load_classifier_model, trained_classes
 from softlaunch.training.features import encode_once
@@ -51,6 +51,7 @@ def main() -> None:
     if arguments.classification.class_weights and rows.train is not None:
         weights = balanced_weights(rows.train.encoded["labels"], len(rows.classes))
 
+    record_run(arguments)
     trainer = ClassifierTrainer(
         model=model,
         args=arguments.training,

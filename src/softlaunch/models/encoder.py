@@ -61,7 +61,7 @@ def load_encoder(
     will_be_loaded: bool = False,
     **hub: Any,
 ) -> HeadedEncoder:
-    """The encoder at `path` with a head for `classes`, which stand in its config as `id2label`; float32, in evaluation mode.
+    """The encoder at `path`, float32, in evaluation mode, with a head for `classes` (its config's `id2label`).
 
     A head in the checkpoint is kept if it has as many classes; otherwise a new one is made, and a line says that it
     must be trained. `must_be_trained`: there is no training, so a head that is not there is an error; `will_be_loaded`:
