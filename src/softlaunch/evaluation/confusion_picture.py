@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 FONT_PACKAGE = "fonts-noto-cjk"  # Debian, Ubuntu; the family is called Noto Sans CJK elsewhere too
 # Families to prefer among those that have the characters, as text in them looks as it should
 _PREFERRED = ("Noto Sans CJK", "Source Han Sans", "WenQuanYi", "Microsoft YaHei", "PingFang", "SimHei")
+_BOXES = "Last Resort High-Efficiency"  # comes with matplotlib and draws every character, as a box
 _MAX_NUMBERED = 40  # with more classes the cells are too small to hold numbers
 
 
@@ -72,7 +73,7 @@ def font_with(text: str) -> str | None:
     own = font_manager.FontProperties()
     if wanted <= _characters(font_manager.findfont(own)):
         return own.get_family()[0]
-    fonts = [font for font in font_manager.fontManager.ttflist if font.style == "normal"]
+    fonts = [font for font in font_manager.fontManager.ttflist if font.style == "normal" and font.name != _BOXES]
     fonts.sort(key=lambda font: (not font.name.startswith(_PREFERRED), font.weight not in (400, "normal", "regular")))
     return next((font.name for font in fonts if wanted <= _characters(font.fname)), None)
 

@@ -44,6 +44,7 @@ class ClassifierTrainer(RunTrainer):
         )
         self.tokenizer, self.settings, self.scores = tokenizer, settings, scores
         self.class_weights = class_weights
+        self.model_accepts_loss_kwargs = True  # the loss is a share of the whole step already, whatever the model says
 
     def predict_rows(self, rows: datasets.Dataset | FeatureRows, step: str) -> tuple[np.ndarray, dict[str, float]]:
         """Logits (rows, classes) in the order of `rows`, and the metrics `<step>_…`; all processes call it."""

@@ -21,6 +21,7 @@ class MaskedLanguageTrainer(Trainer):
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self._label_logits = LogitsAtLabels(cast(PreTrainedModel, self.model))
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the masked tokens of the whole step
 
     def compute_loss(
         self,
