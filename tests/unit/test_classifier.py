@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from peft import PeftModelForSequenceClassification
@@ -204,7 +205,7 @@ def test_class_weights_are_as_scikit_learn_balances_them():
     from sklearn.utils.class_weight import compute_class_weight
 
     labels = [0] * 6 + [1] * 3 + [2]
-    expected = compute_class_weight("balanced", classes=[0, 1, 2], y=labels)
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
     assert balanced_weights(labels, 3).tolist() == pytest.approx(expected.tolist())
 
 

@@ -26,7 +26,7 @@ class Classes:
             return self.names.index(label)
         if self.numbered and label.isdigit() and int(label) < len(self):
             return int(label)
-        near = get_close_matches(label, self.names, n=1)
+        near = get_close_matches(label, self.names, n=1, cutoff=0.5)  # one of two characters
         hint = say('{label!r}; did you mean "{near}"?', label=label, near=near[0]) if near else repr(label)
         if self.numbered:
             return BadRow("a class that neither the class file nor the model has", hint)

@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 FONT_PACKAGE = "fonts-noto-cjk"  # Debian, Ubuntu; the family is called Noto Sans CJK elsewhere too
 # Families to prefer among those that have the characters, as text in them looks as it should
 _PREFERRED = ("Noto Sans CJK", "Source Han Sans", "WenQuanYi", "Microsoft YaHei", "PingFang", "SimHei")
+# In the picture, so in English: there is no font for anything else
+_NUMBERED = "Classes are numbered in the order of {file}.\nFor their names install a font that has them, as the package {package}."
 _BOXES = "Last Resort High-Efficiency"  # comes with matplotlib and draws every character, as a box
 _MAX_NUMBERED = 40  # with more classes the cells are too small to hold numbers
 
@@ -30,11 +32,8 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str], file: Path, *, titl
     font = font_with("".join(names))
     draw_confusion_on(figure.subplots(), matrix, names, font, title=title)
     if font is None:
-        figure.supxlabel(
-            f"Classes are numbered in the order of {file.with_suffix('.csv').name}.\nFor their names install a font "
-            f"that has them, as the package {FONT_PACKAGE}.",
-            fontsize=7,
-        )
+        note = _NUMBERED.format(file=file.with_suffix(".csv").name, package=FONT_PACKAGE)
+        figure.supxlabel(note, fontsize=7)
         legend = ", ".join(f"{number} {name}" for number, name in enumerate(names))
         logger.warning(
             say(

@@ -28,7 +28,7 @@ def begin(arguments: Arguments, methods: Collection[str] | None = None) -> None:
     """
     prepare_processes(arguments.training)
     _check_writable(Path(str(arguments.training.output_dir)))
-    check_base(arguments, generates=methods is not None)
+    check_base(arguments, answers=methods is not None)
     if methods is not None:
         _check_tuning(arguments, methods)
     set_seed(arguments.training.seed)

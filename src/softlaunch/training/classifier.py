@@ -89,10 +89,10 @@ class ClassifierTrainer(RunTrainer):
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple:
         """Logits, and beside the labels the row ids, by which the rows come back into their order."""
-        inputs = self._prepare_inputs(inputs)
+        prepared: dict[str, Any] = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits, _ = self._row_losses(model, inputs)
-        return None, logits, torch.stack([inputs["labels"], inputs["row_id"]], dim=1)
+            logits, _ = self._row_losses(model, prepared)
+        return None, logits, torch.stack([prepared["labels"], prepared["row_id"]], dim=1)
 
     def _scores(self, prediction: EvalPrediction) -> dict[str, float]:
         logits, labels = torch.tensor(prediction.predictions), torch.tensor(cast(Any, prediction.label_ids)[:, 0])

@@ -121,7 +121,7 @@ def save_classifier(
     model: Any, settings: ClassifierSettings, directory: str | Path, state_dict: dict[str, torch.Tensor] | None = None
 ) -> None:
     """Write a directory that `load_trained` and stock transformers or PEFT read; see `trained_tensors`."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     setattr(base.config, SETTINGS, asdict(settings))
     model.save_pretrained(str(directory), state_dict=state_dict)
     base.config.save_pretrained(str(directory))
@@ -164,7 +164,7 @@ def load_trained(base: PreTrainedModel, directory: str | Path, *, trainable: boo
         tuned: PeftModel = HeadModel(base, config)
     else:
         tuned = AdapterClassifier(base, read_config(directory, trainable=trainable))
-    tuned.load_adapter(directory, "default", is_trainable=trainable)  # type: ignore[arg-type]
+    tuned.load_adapter(directory, "default", is_trainable=trainable)
     return tuned
 
 
@@ -173,7 +173,7 @@ def _peft_config(model: PreTrainedModel, head: Sequence[str], method: str, tunin
         return LoraConfig(
             task_type="SEQ_CLS",
             r=tuning.lora_r or 8,
-            lora_alpha=tuning.lora_alpha or 32,
+            lora_alpha=tuning.lora_alpha or 32,  # type: ignore[arg-type]
             lora_dropout=tuning.lora_dropout,
             target_modules=find_targets(model, tuning.lora_target_modules, "lora"),
             modules_to_save=[*head, *(tuning.modules_to_save or [])],

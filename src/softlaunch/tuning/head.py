@@ -69,12 +69,12 @@ class HeadModel(PeftModel):
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.peft_config["default"].save_pretrained(str(directory))
-        write_base(directory, self.base_fingerprint, cast(PreTrainedModel, self.base_model).name_or_path)
-        write_head(directory / WEIGHTS_FILE, cast(nn.Module, self.base_model), self.head, state_dict)
+        write_base(directory, self.base_fingerprint, str(cast(PreTrainedModel, self.base_model).name_or_path))
+        write_head(directory / WEIGHTS_FILE, self.base_model, self.head, state_dict)
 
     def load_adapter(self, model_id: str | Path, adapter_name: str, is_trainable: bool = False, **_: Any) -> None:  # type: ignore[override]
         """Read the head that `save_pretrained` wrote; raises CheckpointError when it does not fit."""
-        read_head(Path(model_id) / WEIGHTS_FILE, cast(nn.Module, self.base_model), self.head)
+        read_head(Path(model_id) / WEIGHTS_FILE, self.base_model, self.head)
 
 
 class PrefixClassifier(PrefixModel):
