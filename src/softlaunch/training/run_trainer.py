@@ -19,6 +19,7 @@ from softlaunch.data.order import LengthGroupedSampler
 from softlaunch.training.callbacks import MetricsFile, ReplaceEarlierRun
 from softlaunch.training.checkpoint import checkpoint_to_resume, trained_tensors
 from softlaunch.training.guard import Guard
+from softlaunch.training.memory import peak_memory_gib
 from softlaunch.training.progress import Display, Throughput, in_words
 from softlaunch.tuning import trainable_summary
 
@@ -64,7 +65,8 @@ class RunTrainer(Trainer):
             if self.args.should_save:
                 self.save_whole(str(output_dir / "model"), tensors)
         counts = {"trainable_parameters": summary.trainable, "parameters": summary.total}
-        self.report("train", {**result.metrics, **self.throughput.totals(), **counts})
+        memory = round(peak_memory_gib(), 3)
+        self.report("train", {**result.metrics, **self.throughput.totals(), **counts, "peak_memory_gib": memory})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As Trainer's, with the speed since the last record in those of training; all processes call it."""
