@@ -14,10 +14,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from softlaunch.arguments.groups import DataArguments, ModelArguments, TrainingArguments, TuningArguments
+from softlaunch.arguments.groups import (
+    ClassificationArguments,
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+    TuningArguments,
+)
 from softlaunch.messages import say
 
-GROUPS = {"model": ModelArguments, "tuning": TuningArguments, "data": DataArguments, "training": TrainingArguments}
+GROUPS = {
+    "model": ModelArguments,
+    "tuning": TuningArguments,
+    "data": DataArguments,
+    "classification": ClassificationArguments,
+    "training": TrainingArguments,
+}
 
 # transformers checks few of its numbers; a value outside of these fails late or, worse, trains nonsense.
 _TRAINING_LIMITS: dict[str, dict[str, Any]] = {
@@ -33,7 +45,6 @@ _TRAINING_LIMITS: dict[str, dict[str, Any]] = {
     "adam_beta2": {"minimum": 0, "below": 1},
     "adam_epsilon": {"above": 0},
     "max_grad_norm": {"minimum": 0},
-    "label_smoothing_factor": {"minimum": 0, "below": 1},
     "warmup_steps": {"minimum": 0},
     "logging_steps": {"above": 0},
     "eval_steps": {"above": 0},

@@ -33,7 +33,7 @@ def check_row(fields: dict[str, Any], columns: Columns) -> tuple[str, str, Turns
 
     A missing history is []; where no response is required, a missing one is "".
     """
-    problem = _text_problem(fields, columns.prompt, required=True) or _text_problem(
+    problem = text_problem(fields, columns.prompt, required=True) or text_problem(
         fields, columns.response, required=columns.require_response
     )
     if problem:
@@ -80,6 +80,7 @@ class Problems:
     """The bad rows of one file: how many of each kind, and where the first ones stand."""
 
     num_rows: int = 0  # rows read, good ones included
+    has_history: bool = False  # any row with a column of that name
     counts: Counter[Kind] = field(default_factory=Counter)
     _shown: defaultdict[Kind, list[tuple[int, str]]] = field(default_factory=lambda: defaultdict(list))
 
@@ -89,6 +90,15 @@ class Problems:
         self.counts[kind] += 1
         if self.counts[kind] <= _MAX_SHOWN:
             self._shown[kind].append((number, bad.detail))
+
+    def extend(self, later: "Problems", line: int) -> None:
+        """Adds those of the rows that follow, whose numbers are counted from `line`."""
+        for kind, count in later.counts.items():
+            places = [(line + number, detail) for number, detail in later._shown[kind]]
+            self._shown[kind] = [*self._shown[kind], *places][:_MAX_SHOWN]
+            self.counts[kind] += count
+        self.num_rows += later.num_rows
+        self.has_history = self.has_history or later.has_history
 
     def error(self, path: Path) -> DataError:
         """The error that lists them."""
@@ -104,7 +114,7 @@ class Problems:
         return DataError("\n".join(lines))
 
 
-def _text_problem(fields: dict[str, Any], name: str, *, required: bool) -> BadRow | None:
+def text_problem(fields: dict[str, Any], name: str, *, required: bool) -> BadRow | None:
     value = fields.get(name)
     if isinstance(value, str):
         if required and not value.strip():
