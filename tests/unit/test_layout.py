@@ -19,12 +19,12 @@ ALLOWED = {
     "models": {"arguments"},
     "data": {"arguments"},
     "tuning": {"arguments"},
-    "training": {"arguments", "models", "data", "tuning", "record"},
+    "training": {"arguments", "models", "data", "tuning", "record", "launching"},
     "evaluation": {"arguments", "models", "data", "tuning"},
     "record": {"arguments"},
     "launching": {"arguments"},
     "entry": set(),
-    "commands": {"arguments", "models", "data", "tuning", "training", "evaluation", "record", "launching"},
+    "commands": {"entry", "arguments", "models", "data", "tuning", "training", "evaluation", "record", "launching"},
     "cli": {"commands", "entry"},
 }
 

@@ -4,8 +4,12 @@ Names are those of the original ChatGLM scripts and of transformers' Seq2SeqTrai
 one of the four dataclasses in `groups`; nothing else need be told of a new one.
 """
 
-from softlaunch.arguments.groups import Arguments, DataArguments, ModelArguments, TrainingArguments, TuningArguments
-from softlaunch.arguments.parse import parse_arguments
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from softlaunch.arguments.groups import Arguments, DataArguments, ModelArguments, TrainingArguments, TuningArguments
+    from softlaunch.arguments.parse import parse_arguments
 
 __all__ = [
     "Arguments",
@@ -15,3 +19,10 @@ __all__ = [
     "TuningArguments",
     "parse_arguments",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the dataclasses where they are used: they need transformers, which commands that only look do not."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{'parse' if name == 'parse_arguments' else 'groups'}"), name)
