@@ -19,6 +19,7 @@ from softlaunch.errors import LaunchError
 from softlaunch.launching.job import make_job
 from softlaunch.launching.profile import Profile
 from softlaunch.launching.settings import read_settings
+from softlaunch.launching.status import read_status
 from softlaunch.launching.strategy import Machines
 from softlaunch.launching.submit import Submitted, submit, wait
 from tests.slurm.cluster import Cluster, why_not
@@ -81,11 +82,12 @@ def folder(cluster, tmp_path_factory):
     os.chdir(before)
 
 
-def profile(**changes):
+def profile(slow_step_s=None, **changes):
     environment = {
+        **({} if slow_step_s is None else {"SLOW_STEP_S": str(slow_step_s)}),
         "PATH": f"{Path.cwd()}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT / "src"),
-        "SOFTLAUNCH_TEST_ROOT": str(ROOT),
+        "PROJECT_ROOT": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_CACHE": f"{Path.cwd()}/cache",
@@ -146,24 +148,92 @@ def wait_for_step(output_dir, step):
         time.sleep(0.1)
 
 
+def slurm(*command):
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
+
+
 @pytest.fixture(scope="module")
-def alone(folder):
-    """The undisturbed run in one process."""
-    submitted, output_dir = start("--output_dir", "output/alone")
+def jobs(folder):
+    """Jobs of one process each, which share the two nodes as Slurm sees fit."""
+    return {
+        "limit": start("--output_dir", "output/limit", slow_step_s=12, time_limit="00:01:00", save_time_s=0),
+        "requeue": start("--output_dir", "output/requeue", slow_step_s=2),
+        "alone": start("--output_dir", "output/alone"),
+        "array": start("--output_dir", "output/array", arrays=["learning_rate=1e-3,1e-2"]),
+        "fail": start("--output_dir", "output/fail", "--train_file", "nowhere.json"),
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(jobs):
+    """What the undisturbed run in one process learns."""
+    submitted, output_dir = jobs["alone"]
     finish(submitted)
     return table(output_dir)
 
 
+def test_scontrol_requeue(jobs):
+    submitted, output_dir = jobs["requeue"]
+    wait_for_step(output_dir, 2)
+    slurm("scontrol", "requeue", submitted.job_id)
+    finish(submitted)
+
+
+def test_cancelled_jobs_stay_cancelled(jobs):
+    submitted, output_dir = start("--output_dir", "output/cancel", slow_step_s=2)
+    wait_for_step(output_dir, 1)
+    slurm("scancel", submitted.job_id)
+    with pytest.raises(LaunchError, match="ended as CANCELLED"):
+        finish(submitted)
+    assert (output_dir / "preempted").exists(), "the run was ended in good order"
+    assert "requeue 1" not in submitted.logs[0].read_text()
+
+
+def test_array_of_two(jobs):
+    submitted, output_dir = jobs["array"]
+    finish(submitted)
+    small, large = (table(output_dir / f"learning_rate={rate}") for rate in ("1e-3", "1e-2"))
+    assert not torch.equal(small, large)
+    assert [log.is_file() for log in submitted.logs] == [True, True]
+
+
+def test_a_failed_job_tells_the_end_of_its_log(jobs):
+    with pytest.raises(LaunchError, match=r"ended as FAILED \(exit code 2:0\)(?s:.*)nowhere\.json"):
+        finish(jobs["fail"][0])
+
+
+def test_time_limit(jobs):
+    submitted, _ = jobs["limit"]
+    assert "requeue 1 of at most" in finish(submitted)
+
+
+@pytest.mark.parametrize("how", ["requeue", "limit"])
+def test_interrupted_runs_end_with_the_same_weights(how, jobs, alone):
+    _, output_dir = jobs[how]
+    assert read_status(output_dir).restarts >= 1
+    assert steps(output_dir)[-1] == NUM_STEPS
+    assert torch.equal(table(output_dir), alone)
+
+
 @pytest.mark.parametrize("launch_file", ["zero2", "zero3"])
 def test_two_nodes_train_as_one_process(launch_file, alone):
-    batch = ROWS_PER_UPDATE // 2
-    submitted, output_dir = start(
-        *("--output_dir", f"output/{launch_file}", "--per_device_train_batch_size", str(batch)),
-        nodes=2,
-        launch_file=launch_file,
-    )
+    submitted, output_dir = on_two_nodes(launch_file, launch_file)
     log = finish(submitted)
     assert json.loads((output_dir / "record.json").read_text())["world_size"] == 2
     torch.testing.assert_close(table(output_dir), alone, **TOLERANCE)
     assert steps(output_dir) == list(range(1, NUM_STEPS + 1))
     assert log.count("***** train metrics *****") == 1, "the other node speaks too"
+
+
+def test_a_signal_to_two_nodes(alone):
+    submitted, output_dir = on_two_nodes("signal", "ddp", slow_step_s=2)
+    wait_for_step(output_dir, 2)
+    slurm("scancel", "--signal=USR1", submitted.job_id)
+    assert "requeue 1 of at most" in finish(submitted)
+    assert read_status(output_dir).restarts == 1
+    torch.testing.assert_close(table(output_dir), alone, **TOLERANCE)
+
+
+def on_two_nodes(name, launch_file, **facts):
+    words = ("--output_dir", f"output/{name}", "--per_device_train_batch_size", str(ROWS_PER_UPDATE // 2))
+    return start(*words, nodes=2, launch_file=launch_file, **facts)
