@@ -14,7 +14,8 @@ from softlaunch.data.dataset import load_rows
 from softlaunch.entry import run
 from softlaunch.evaluation.report import predict_and_score
 from softlaunch.evaluation.scores import scorer
-from softlaunch.training.begin import begin
+from softlaunch.models import load_base_tokenizer
+from softlaunch.training.begin import begin, record_run
 from softlaunch.training.finetune import load_to_finetune, saver
 from softlaunch.training.trainer import CausalTrainer
 
@@ -22,12 +23,16 @@ from softlaunch.training.trainer import CausalTrainer
 def main() -> None:
     arguments = parse_arguments(description=__doc__)
     (method,) = chosen_methods(arguments, ("full", "freeze"))
-    begin(arguments)
+    begin(arguments, [method])
+
+    # The rows come before the model, so that whatever is wrong with them is said at once
+    tokenizer = load_base_tokenizer(arguments)
+    rows = load_rows(arguments, tokenizer)
 
     # The model, all of which or whose last layers train
-    model, tokenizer = load_to_finetune(arguments, method)
+    model = load_to_finetune(arguments, method)
 
-    rows = load_rows(arguments, tokenizer)
+    record_run(arguments)
     trainer = CausalTrainer(
         model=model,
         args=arguments.training,

@@ -13,8 +13,8 @@ from softlaunch.data.dataset import load_rows
 from softlaunch.entry import run
 from softlaunch.evaluation.report import predict_and_score
 from softlaunch.evaluation.scores import scorer
-from softlaunch.models import load_base
-from softlaunch.training.begin import begin
+from softlaunch.models import load_base, load_base_tokenizer
+from softlaunch.training.begin import begin, record_run
 from softlaunch.training.trainer import CausalTrainer
 from softlaunch.tuning import with_adapter
 
@@ -22,13 +22,17 @@ from softlaunch.tuning import with_adapter
 def main() -> None:
     arguments = parse_arguments(description=__doc__)
     methods = chosen_methods(arguments, ("prompt_tuning", "p_tuning"))
-    begin(arguments)
+    begin(arguments, methods)
+
+    # The rows come before the model, so that whatever is wrong with them is said at once
+    tokenizer = load_base_tokenizer(arguments)
+    rows = load_rows(arguments, tokenizer)
 
     # The base model, frozen, and the virtual tokens in front of its embeddings
-    base, tokenizer = load_base(arguments)
+    base = load_base(arguments)
     model = with_adapter(base, tokenizer, arguments, methods)
 
-    rows = load_rows(arguments, tokenizer)
+    record_run(arguments)
     trainer = CausalTrainer(
         model=model,
         args=arguments.training,

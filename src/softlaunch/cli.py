@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("check", "find all that is wrong with a run before it starts"),
     "submit": ("submit", "start a run as a Slurm job, or write its Kubernetes manifest"),
     "status": ("status", "say how far runs are"),
+    "show": ("show", "the rows of a run as its model sees them: text, ids, loss, what was cut"),
 }
 
 
@@ -38,7 +39,7 @@ def _main() -> None:
             command.set_defaults(run=implementation.run)
     arguments, overrides = parser.parse_known_args()
     if "overrides" in arguments:  # a command that takes a run's options, as the recipes do
-        arguments.overrides = overrides
+        arguments.overrides = [*arguments.overrides, *overrides]
     elif overrides:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     arguments.run(arguments)

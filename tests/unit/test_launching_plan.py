@@ -279,7 +279,11 @@ def test_it_fits_and_nothing_is_advised(chatglm2):
 @pytest.mark.parametrize(
     ("options", "machines", "first"),
     [
-        ({"pre_seq_len": 128, "bf16": True, "per_device_train_batch_size": 4}, Machines(gpu_memory_gib=16), "activation"),
+        (
+            {"pre_seq_len": 128, "bf16": True, "per_device_train_batch_size": 4},
+            Machines(gpu_memory_gib=16),
+            "activation",
+        ),
         ({"pre_seq_len": 128, "bf16": True}, Machines(gpu_memory_gib=12), "quantization_bit"),
         ({"tuning": "full", "bf16": True}, Machines(1, 8), "--launch-file"),
         (
@@ -400,7 +404,10 @@ def test_strategies_of_the_launch_files(monkeypatch, tmp_path):
         **dict.fromkeys(("cpu", "ddp", "single_gpu"), 0),
         **{"zero1": 1, "zero2": 2, "zero3": 3, "zero2_offload": 2, "zero3_offload": 3, "fsdp2": 3},
     }
-    assert {name for name, strategy in found.items() if strategy.offloads_optimizer} == {"zero2_offload", "zero3_offload"}
+    assert {name for name, strategy in found.items() if strategy.offloads_optimizer} == {
+        "zero2_offload",
+        "zero3_offload",
+    }
     assert {name for name, strategy in found.items() if strategy.offloads_parameters} == {"zero3_offload"}
 
 
@@ -417,7 +424,9 @@ def test_what_is_no_launch_file(tmp_path):
 
 def test_the_command_is_quick_and_needs_no_torch(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CHATGLM2_6B))
-    script = "import sys; from softlaunch.cli import main; main(); assert not {'torch', 'transformers'} & set(sys.modules)"
+    script = (
+        "import sys; from softlaunch.cli import main; main(); assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
     words = ["plan", "recipes/args/adgen_ptuning.json", "--model_name_or_path", str(tmp_path), "--gpu-memory-gib", "5"]
     times = []
     for _ in range(3):

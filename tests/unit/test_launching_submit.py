@@ -32,7 +32,7 @@ GENERATED = {
     "slurm/one_gpu.sbatch": [RECIPE, RUN_FILE, "--profile", PROFILE],
     "slurm/one_node.sbatch": [RECIPE, RUN_FILE, "--profile", PROFILE, "--gpus-per-node", "8"],
     "slurm/four_nodes_zero3.sbatch": [
-        *("recipes/finetune_chatglm.py", "recipes/args/adgen_full.json", "--profile", PROFILE, "--nodes", "4"),
+        *("recipes/lora_chatglm.py", "recipes/args/adgen_lora.json", "--profile", PROFILE, "--nodes", "4"),
         *("--gpus-per-node", "8", "--launch-file", "launch/accelerate/zero3.yaml"),
     ],
     "slurm/learning_rates.sbatch": [RECIPE, RUN_FILE, "--profile", PROFILE, "--array", "learning_rate=1e-3,5e-3,2e-2"],
@@ -75,7 +75,9 @@ def test_generated_file(name, capsys, monkeypatch):
 
 
 def test_every_file_is_generated():
-    found = {str(f.relative_to(ROOT / "launch")) for d in ("slurm", "kubernetes") for f in (ROOT / "launch" / d).iterdir()}
+    found = {
+        str(f.relative_to(ROOT / "launch")) for d in ("slurm", "kubernetes") for f in (ROOT / "launch" / d).iterdir()
+    }
     assert found == {*GENERATED, "slurm/profile.json"}
 
 
@@ -191,7 +193,12 @@ def script(tmp_path):
     log.touch()
     environment = {
         **{"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log)},
-        **{"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "4"},
+        **{
+            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_JOB_NODELIST": "node[1-2]",
+            "SLURM_JOB_ID": "7",
+            "SLURM_GPUS_ON_NODE": "4",
+        },
         **{"SLURMD_NODENAME": "node1"},
     }
 
@@ -414,7 +421,15 @@ def test_port():
 
 
 def test_check_of_the_demo(capsys, tmp_path):
-    words = ["recipes/args/demo.json", "--gpus-per-node", "0", "--output_dir", str(tmp_path), "--max_train_samples", "9"]
+    words = [
+        "recipes/args/demo.json",
+        "--gpus-per-node",
+        "0",
+        "--output_dir",
+        str(tmp_path),
+        "--max_train_samples",
+        "9",
+    ]
     command(check_command, words)
     printed = capsys.readouterr().out
     assert "9 rows" in printed

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from softlaunch.arguments.groups import Arguments, DataArguments, ModelArguments, TrainingArguments, TuningArguments
-    from softlaunch.arguments.parse import parse_arguments
+    from softlaunch.arguments.parse import parse_arguments, parse_model_and_data
 
 __all__ = [
     "Arguments",
@@ -18,6 +18,7 @@ __all__ = [
     "TrainingArguments",
     "TuningArguments",
     "parse_arguments",
+    "parse_model_and_data",
 ]
 
 
@@ -25,4 +26,4 @@ def __getattr__(name: str) -> Any:
     """Import the dataclasses where they are used: they need transformers, which commands that only look do not."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{'parse' if name == 'parse_arguments' else 'groups'}"), name)
+    return getattr(import_module(f"{__name__}.{'parse' if name.startswith('parse_') else 'groups'}"), name)

@@ -17,27 +17,6 @@ from softlaunch.launching.strategy import Machines, default_launch_file, read_st
 from softlaunch.messages import say
 
 GIGABYTE = 1e9
-_PARTS = {
-    "weights": "weights of the base",
-    "weights in use": "split weights put together for a while",
-    "trained": "trained parameters",
-    "gradients": "gradients",
-    "optimizer": "optimizer",
-    "activations": "activations",
-    "logits": "logits and their gradients",
-    "evaluation": "evaluation, batch {rows}",
-    "generation": "generation with its cache, batch {rows}",
-    "CUDA": "CUDA and fragmentation",
-}
-_MOMENTS = {
-    "model loaded": "when the model is loaded",
-    "backward begins": "when the backward pass begins",
-    "backward inside": "inside the backward pass",
-    "backward ends": "when the backward pass ends",
-    "optimizer step": "in the optimizer's step",
-    "evaluation": "in the evaluation",
-    "generation": "while answers are generated",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,15 +86,43 @@ def _memory_table(plan: Plan) -> Table:
     table.add_column("GiB", justify="right")
     for name, size in plan.memory.parts.items():
         if size:
-            table.add_row(say(_PARTS[name], rows=plan.settings.per_device_eval_batch_size), _gib(size))
+            table.add_row(_part(name, plan.settings.per_device_eval_batch_size), _gib(size))
         if name == "activations" and size:
             other = not plan.settings.activation_checkpointing
             text = say("… with checkpointing") if other else say("… without checkpointing")
             table.add_row(f"[dim]{text}[/dim]", f"[dim]{_gib(plan.memory.activations_if[other])}[/dim]")
     table.add_section()
-    moment = say(_MOMENTS[plan.memory.peak_moment])
-    table.add_row(say("peak, {moment}", moment=moment), f"[bold]{_gib(plan.memory.peak)}[/bold]")
+    table.add_row(
+        say("peak, {moment}", moment=_moment(plan.memory.peak_moment)), f"[bold]{_gib(plan.memory.peak)}[/bold]"
+    )
     return table
+
+
+def _part(name: str, rows: int) -> str:
+    return {
+        "weights": say("weights of the base"),
+        "weights in use": say("split weights put together for a while"),
+        "trained": say("trained parameters"),
+        "gradients": say("gradients"),
+        "optimizer": say("optimizer"),
+        "activations": say("activations"),
+        "logits": say("logits and their gradients"),
+        "evaluation": say("evaluation, batch {rows}", rows=rows),
+        "generation": say("generation with its cache, batch {rows}", rows=rows),
+        "CUDA": say("CUDA and fragmentation"),
+    }[name]
+
+
+def _moment(name: str) -> str:
+    return {
+        "model loaded": say("when the model is loaded"),
+        "backward begins": say("when the backward pass begins"),
+        "backward inside": say("inside the backward pass"),
+        "backward ends": say("when the backward pass ends"),
+        "optimizer step": say("in the optimizer's step"),
+        "evaluation": say("in the evaluation"),
+        "generation": say("while answers are generated"),
+    }[name]
 
 
 def _workload_lines(plan: Plan, tflops: float, link_gb_per_s: float) -> list[str]:

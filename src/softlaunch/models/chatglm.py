@@ -14,6 +14,7 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import Concatenate, ConversionOps, WeightConverter, WeightRenaming
 
 from softlaunch.errors import CheckpointError
+from softlaunch.models.source import chatglm_6b
 
 # The network that the released code also knows how to build, but that no release of the three uses.
 _FIXED = {
@@ -33,11 +34,7 @@ def glm_config(released: dict[str, Any], path: str) -> GlmConfig:
     network that `GlmForCausalLM` does not compute.
     """
     if "position_encoding_2d" in released or "num_layers" not in released or "ffn_hidden_size" not in released:
-        raise CheckpointError(
-            "{path}: this is ChatGLM-6B (v1), another network under the same model_type; it cannot be loaded yet. "
-            "Use ChatGLM2-6B, ChatGLM3-6B or GLM-4-9B.",
-            path=path,
-        )
+        raise chatglm_6b(path)
     for key, value in _FIXED.items():
         if released.get(key, value) != value:
             raise CheckpointError(

@@ -1,21 +1,77 @@
-"""The first step of every run, before anything is loaded."""
+"""The first step of every run, before anything is loaded or written."""
+
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
 
 from transformers import set_seed
 
 from softlaunch.arguments import Arguments
+from softlaunch.errors import ArgumentError
+from softlaunch.models import check_base, load_skeleton
 from softlaunch.record import write_record
 from softlaunch.training.launch_check import check_launch
 from softlaunch.training.processes import prepare_processes
+from softlaunch.tuning import earlier_adapter, earlier_model
+from softlaunch.tuning.attention import check_implementation
+from softlaunch.tuning.formats import check_prefix, is_prefix
+from softlaunch.tuning.from_arguments import check_new_prefix
 
 
-def begin(arguments: Arguments) -> None:
-    """Check the processes, write `record.json` and seed the random numbers; all processes call it.
+def begin(arguments: Arguments, methods: Collection[str] = ()) -> None:
+    """Check what a run that trains `methods` needs, and seed the random numbers; all processes call it.
+
+    What an earlier run left is not touched, so that a mistake costs nothing.
 
     Raises LaunchError when the processes do not work together or their launch cannot go well (see `check_launch`),
-    ArgumentError when `output_dir` cannot be written.
+    ArgumentError when `output_dir` cannot be written or options do not suit the base, CheckpointError when base or
+    adapter cannot be loaded.
     """
     check_launch(arguments)
     prepare_processes(arguments.training)
+    _check_writable(Path(str(arguments.training.output_dir)))
+    check_base(arguments)
+    _check_tuning(arguments, methods)
+    set_seed(arguments.training.seed)
+
+
+def record_run(arguments: Arguments) -> None:
+    """Write `record.json`, once all that the run needs is loaded; all processes may call it.
+
+    Raises ArgumentError when it cannot be written.
+    """
     if arguments.training.process_index == 0:
         write_record(arguments, str(arguments.training.output_dir))
-    set_seed(arguments.training.seed)
+
+
+def _check_writable(output_dir: Path) -> None:
+    """Tries it where it leaves nothing: with a file that is gone at once, in the nearest directory that exists."""
+    existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ArgumentError(
+            "output_dir {output_dir} cannot be written: {strerror}; name a directory that you may write to",
+            output_dir=output_dir,
+            strerror=error.strerror,
+        ) from error
+
+
+def _check_tuning(arguments: Arguments, methods: Collection[str]) -> None:
+    """Stops at a new adapter that cannot be made, and at a prefix that is broken, of another length, or for another
+    shape of base.
+
+    Whether a prefix was made for this base and not for another of the same shape is told by the weights, once they are
+    there. Adapters of other kinds are checked where they are loaded.
+    """
+    if {"full", "freeze"} & set(methods):
+        earlier_model(arguments)
+        return
+    path = earlier_adapter(arguments)
+    if path is None and "p_tuning_v2" in methods:
+        check_new_prefix(arguments)
+    if path is not None and is_prefix(path):
+        check_implementation(arguments.model.attn_implementation)
+        base = load_skeleton(arguments.model.model_name_or_path, **arguments.model.hub)
+        check_prefix(base, path, arguments.tuning.pre_seq_len)

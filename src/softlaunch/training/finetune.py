@@ -13,19 +13,19 @@ from softlaunch.tuning import earlier_model, train_all, train_last_layers
 NUM_TRAINED_LAYERS = 2
 
 
-def load_to_finetune(arguments: Arguments, method: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_to_finetune(arguments: Arguments, method: str) -> PreTrainedModel:
     """The model, of which `method` (full or freeze) makes all or the last layers trainable if the run trains.
 
     Raises ArgumentError for what does not go with it: quantization, an adapter, a layout that the base is not in.
     """
     weights, trains = earlier_model(arguments), arguments.training.do_train
-    model, tokenizer = load_base(arguments, weights=weights, dtype=_dtype(arguments, method) if trains else None)
+    model = load_base(arguments, weights=weights, dtype=_dtype(arguments, method) if trains else None)
     if not trains:
-        return model, tokenizer
+        return model
     check_layout(model, arguments.tuning.save_format)  # type: ignore[arg-type]
     if method == "full":
-        return train_all(model), tokenizer
-    return train_last_layers(model, arguments.tuning.freeze_trainable_layers or NUM_TRAINED_LAYERS), tokenizer
+        return train_all(model)
+    return train_last_layers(model, arguments.tuning.freeze_trainable_layers or NUM_TRAINED_LAYERS)
 
 
 def saver(

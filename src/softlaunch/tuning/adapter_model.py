@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from softlaunch.errors import CheckpointError
+from softlaunch.messages import say
 from softlaunch.tuning.fingerprint import fingerprint, num_differences
 
 CONFIG_FILE = "adapter_config.json"
@@ -95,8 +96,13 @@ class AdapterModel(PeftModelForCausalLM):
         missing = [key for key in result.missing_keys if adapter_name in key.split(".")]  # PEFT looks for a substring
         if missing or result.unexpected_keys:
             raise KeyError(
-                f"{len(missing)} tensors are missing {missing[:2]}, "
-                f"{len(result.unexpected_keys)} have no place {result.unexpected_keys[:2]}"
+                say(
+                    "{num_missing} tensors are missing {missing}, {num_unexpected} have no place {unexpected}",
+                    num_missing=len(missing),
+                    missing=missing[:2],
+                    num_unexpected=len(result.unexpected_keys),
+                    unexpected=result.unexpected_keys[:2],
+                )
             )
 
 

@@ -8,8 +8,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softlaunch.arguments import Arguments, TuningArguments
 from softlaunch.errors import ArgumentError
-from softlaunch.messages import say
 from softlaunch.tuning.adapter_model import AdapterModel
+from softlaunch.tuning.attention import check_implementation
 from softlaunch.tuning.earlier import earlier_adapter
 from softlaunch.tuning.load import load_adapter
 from softlaunch.tuning.peft_methods import add_ia3, add_lora, add_p_tuning, add_prompt_tuning
@@ -26,6 +26,8 @@ def with_adapter(
     `methods`: of `arguments.methods.chosen_methods`; they say what a new one is, a trained one tells it by itself.
     """
     trained, tuning = earlier_adapter(arguments), arguments.tuning
+    if trained is None and "p_tuning_v2" in methods:
+        check_new_prefix(arguments)
     if trained is not None:
         trainable = arguments.training.do_train
         return load_adapter(base, trained, trainable=trainable, num_virtual_tokens=tuning.pre_seq_len)
@@ -55,12 +57,17 @@ def with_adapter(
     return model
 
 
+def check_new_prefix(arguments: Arguments) -> None:
+    """Raises ArgumentError for options that no untrained prefix can be made from."""
+    check_implementation(arguments.model.attn_implementation)
+    if arguments.tuning.pre_seq_len is None and arguments.tuning.prefix_init != "text":
+        raise ArgumentError("pre_seq_len is not set: give the number of virtual tokens, 16 to 128 as a rule")
+
+
 def new_prefix(
     model: PreTrainedModel | AdapterModel, tokenizer: PreTrainedTokenizerBase, tuning: TuningArguments
 ) -> PrefixModel:
     """An untrained prefix as the arguments describe it."""
-    if tuning.pre_seq_len is None and tuning.prefix_init != "text":
-        raise ArgumentError(say("pre_seq_len is not set: give the number of virtual tokens, 16 to 128 as a rule"))
     return add_prefix(
         model,
         num_virtual_tokens=tuning.pre_seq_len,
