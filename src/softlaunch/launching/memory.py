@@ -68,7 +68,7 @@ def training_memory(shape: ModelShape, settings: RunSettings, strategy: Strategy
     batch = Batch.of_training(settings)
     states = model_states(shape, settings, strategy, machines, precision)
     by_checkpointing = {on: activation_bytes(shape, settings, precision, batch, on) for on in (False, True)}
-    activations = by_checkpointing[settings.activation_checkpointing]
+    activations = by_checkpointing[bool(settings.activation_checkpointing)]
     logits = 3 * _FLOAT32 * batch.rows * settings.label_tokens * shape.vocab_size  # log-probabilities, two gradients
     fixed = CUDA_BYTES if machines.on_gpu else 0
     always = states.weights + states.in_use + states.trained + fixed

@@ -75,7 +75,7 @@ class RunSettings:
     max_steps: int = -1
     bf16: bool = False
     fp16: bool = False
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool | None = None
     learning_rate: float = 5e-5
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -126,13 +126,12 @@ class RunSettings:
 
 def settings_of(*groups: Any) -> RunSettings:
     """The settings that stand in `groups` of arguments, as `softlaunch.arguments` makes them."""
-    values = {}
-    for group in groups:
-        for name in RunSettings.__dataclass_fields__:
-            for known in (name, *(old for old, new in OLD_NAMES.items() if new == name)):
-                if known in group.__dataclass_fields__:
-                    value = getattr(group, known)
-                    values[name] = value.value if isinstance(value, Enum) else value
+    values = {name: value for group in groups for name, value in vars(group).items()}
+    for old, name in OLD_NAMES.items():  # the oldest transformers that is supported has some of these
+        if name not in values and old in values:
+            values[name] = values[old]
+    values = {name: values[name] for name in RunSettings.__dataclass_fields__ if name in values}
+    values = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
     return _with_adapter(RunSettings(**values))
 
 
