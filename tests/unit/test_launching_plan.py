@@ -342,6 +342,7 @@ def test_steps_are_counted_as_trainer_does(rows, epochs, nodes, chatglm2, tmp_pa
     trainer = Trainer.__new__(Trainer)
     trainer.num_examples = lambda _: rows
     trainer.get_total_train_batch_size = lambda _: 6 * nodes
+    trainer.get_sp_size = lambda: 1
     expected = trainer.set_initial_training_values(args, range(batches))[-1]
     assert plan_workload(chatglm2, settings, ALONE, Machines(nodes, 1)).num_steps == expected
 

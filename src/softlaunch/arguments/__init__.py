@@ -25,5 +25,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import the dataclasses where they are used: they need transformers, which commands that only look do not."""
     if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(name)
     return getattr(import_module(f"{__name__}.{'parse' if name.startswith('parse_') else 'groups'}"), name)
