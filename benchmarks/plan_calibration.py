@@ -164,27 +164,18 @@ def train(model: Any, run: Any, vocab_size: int) -> None:
 
 
 def with_method(model: Any, run: Any) -> Any:
-    from peft import LoraConfig, PromptTuningConfig, get_peft_model
-
-    from softlaunch.tuning import add_prefix
+    from softlaunch.tuning import add_lora, add_prefix, add_prompt_tuning, train_all, train_last_layers
 
     match run.methods[0]:
         case "p_tuning_v2":
             return add_prefix(model, num_virtual_tokens=run.pre_seq_len, projection=run.prefix_projection)
         case "lora":
-            targets = run.lora_target_modules
-            names = ["q_proj", "v_proj"] if model.config.model_type != "glm" else ["q_proj", "k_proj", "v_proj"]
-            return get_peft_model(
-                model, LoraConfig(r=run.lora_r, target_modules=names if targets == "auto" else targets)
-            )
+            return add_lora(model, r=run.lora_r, target_modules=run.lora_target_modules)
         case "prompt_tuning":
-            prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=run.pre_seq_len)
-            return get_peft_model(model, prompt)
+            return add_prompt_tuning(model, num_virtual_tokens=run.pre_seq_len)
         case "freeze":
-            model.requires_grad_(False)
-            for layer in model.model.layers[-2:]:
-                layer.requires_grad_(True)
-    return model
+            return train_last_layers(model, 2)
+    return train_all(model)
 
 
 def measure_apart(name: str) -> float:
