@@ -37,6 +37,8 @@ _PACKAGES = (
     "jieba",
     "nltk",
     "rouge-chinese",
+    "scikit-learn",
+    "matplotlib",
 )
 _GIT_TIMEOUT_S = 10
 _GIB = 1024**3
@@ -80,7 +82,7 @@ def _earlier_starts(path: Path) -> list[str]:
 def collect_record(arguments: Arguments) -> dict[str, Any]:
     """What `write_record` writes: JSON types only, secrets replaced by `<hidden>`."""
     training = arguments.training
-    groups = {name: getattr(arguments, name) for name in ("model", "tuning", "data", "training")}
+    groups = {name: getattr(arguments, name) for name in ("model", "tuning", "data", "classification", "training")}
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command_line": [sys.argv[0], *redact_argv(arguments.argv)],

@@ -18,13 +18,19 @@ ALLOWED = {
     "arguments": set(),
     "models": {"arguments"},
     "data": {"arguments"},
-    "tuning": {"arguments"},
+    "tuning": {"arguments", "run_directory"},
     "training": {"arguments", "models", "data", "tuning", "record", "launching"},
     "evaluation": {"arguments", "models", "data", "tuning"},
     "record": {"arguments"},
     "launching": {"arguments"},
     "entry": set(),
-    "commands": {"entry", "arguments", "models", "data", "tuning", "training", "evaluation", "record", "launching"},
+    "adapter_files": {"run_directory"},
+    "new_directory": set(),
+    "run_directory": set(),
+    "commands": {
+        *("arguments", "models", "data", "tuning", "training", "evaluation", "record", "launching"),
+        *("adapter_files", "new_directory", "run_directory", "entry"),
+    },
     "cli": {"commands", "entry"},
 }
 

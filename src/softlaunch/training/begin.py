@@ -18,8 +18,9 @@ from softlaunch.tuning.formats import check_prefix, is_prefix
 from softlaunch.tuning.from_arguments import check_new_prefix
 
 
-def begin(arguments: Arguments, methods: Collection[str] = ()) -> None:
-    """Check what a run that trains `methods` needs, and seed the random numbers; all processes call it.
+def begin(arguments: Arguments, methods: Collection[str] | None = None) -> None:
+    """Check what a run that trains `methods` needs, and seed the random numbers; all processes call it. (None: what is
+    trained of a classifier is checked where it is made.)
 
     What an earlier run left is not touched, so that a mistake costs nothing.
 
@@ -30,8 +31,9 @@ def begin(arguments: Arguments, methods: Collection[str] = ()) -> None:
     check_launch(arguments)
     prepare_processes(arguments.training)
     _check_writable(Path(str(arguments.training.output_dir)))
-    check_base(arguments)
-    _check_tuning(arguments, methods)
+    check_base(arguments, answers=methods is not None)
+    if methods is not None:
+        _check_tuning(arguments, methods)
     set_seed(arguments.training.seed)
 
 
