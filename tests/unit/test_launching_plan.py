@@ -134,6 +134,11 @@ def test_lora_target_that_there_is_not(chatglm2):
         trainable_parameters(chatglm2, run(lora_r=8, lora_target_modules="c_attn"))
 
 
+def test_method_without_a_plan(chatglm2):
+    with pytest.raises(ArgumentError, match="no plan for tuning head"):
+        trainable_parameters(chatglm2, run(tuning="head"))
+
+
 def test_prefix_and_lora_together(chatglm2):
     both = trainable_parameters(chatglm2, run(pre_seq_len=128, lora_r=8))
     assert both == 1_835_008 + trainable_parameters(chatglm2, run(lora_r=8))

@@ -33,7 +33,7 @@ _PEFT_TYPES = {
     "PROMPT_TUNING": "prompt_tuning",
     "P_TUNING": "p_tuning",
 }
-METHODS = ("p_tuning_v2", "lora", "ia3", "prompt_tuning", "p_tuning", "full", "freeze")
+METHODS = ("p_tuning_v2", "lora", "ia3", "prompt_tuning", "p_tuning", "full", "freeze", "head")
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,11 @@ _RELEASED_NAMES = {
 
 def trainable_parameters(shape: ModelShape, settings: RunSettings) -> int:
     """The sum over the methods that the settings ask for; raises ArgumentError when one lacks its size."""
+    unknown = [method for method in settings.methods if method not in _COUNTS]
+    if unknown:
+        raise ArgumentError(
+            "there is no plan for tuning {method}; there is for {known}", method=unknown[0], known=", ".join(_COUNTS)
+        )
     return sum(_COUNTS[method](shape, settings) for method in settings.methods)
 
 
