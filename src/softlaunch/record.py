@@ -48,14 +48,18 @@ def write_record(arguments: Arguments, output_dir: str | os.PathLike[str]) -> Pa
     """Writes `record.json` into `output_dir`, which is made if need be, and returns its path.
 
     It holds the resolved arguments and where each came from, the warnings, the command line, versions, git commit,
-    hardware and the time, without secrets. An earlier record is replaced as a whole or, on an error, kept. Call it on
-    the first process alone (`arguments.training.process_index == 0`).
+    hardware, and the times of this start and of those before it since the run began, without secrets. An earlier record
+    is replaced as a whole or, on an error, kept. Call it on the first process alone
+    (`arguments.training.process_index == 0`).
 
     Raises:
         ArgumentError: the directory cannot be made or written.
     """
-    text = json.dumps(collect_record(arguments), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     path = Path(output_dir) / RECORD_FILE
+    record = collect_record(arguments)
+    earlier = [] if arguments.training.restart else _earlier_starts(path)
+    record["starts"] = [*earlier, record["started"]]
+    text = json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace_file(path, text)
@@ -66,6 +70,13 @@ def write_record(arguments: Arguments, output_dir: str | os.PathLike[str]) -> Pa
             strerror=error.strerror,
         ) from error
     return path
+
+
+def _earlier_starts(path: Path) -> list[str]:
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8")).get("starts", []))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return []
 
 
 def collect_record(arguments: Arguments) -> dict[str, Any]:

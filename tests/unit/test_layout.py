@@ -19,7 +19,7 @@ ALLOWED = {
     "models": {"arguments"},
     "data": {"arguments"},
     "tuning": {"arguments", "run_directory"},
-    "training": {"arguments", "models", "data", "tuning", "record"},
+    "training": {"arguments", "models", "data", "tuning", "record", "launching"},
     "evaluation": {"arguments", "models", "data", "tuning"},
     "record": {"arguments"},
     "launching": {"arguments"},
@@ -29,7 +29,7 @@ ALLOWED = {
     "run_directory": set(),
     "commands": {
         *("arguments", "models", "data", "tuning", "training", "evaluation", "record", "launching"),
-        *("adapter_files", "new_directory", "run_directory"),
+        *("adapter_files", "new_directory", "run_directory", "entry"),
     },
     "cli": {"commands", "entry"},
 }

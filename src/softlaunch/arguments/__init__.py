@@ -4,15 +4,19 @@ Names are those of the original ChatGLM scripts and of transformers' Seq2SeqTrai
 one of the five dataclasses in `groups`; nothing else need be told of a new one.
 """
 
-from softlaunch.arguments.groups import (
-    Arguments,
-    ClassificationArguments,
-    DataArguments,
-    ModelArguments,
-    TrainingArguments,
-    TuningArguments,
-)
-from softlaunch.arguments.parse import parse_arguments, parse_model_and_data
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from softlaunch.arguments.groups import (
+        Arguments,
+        ClassificationArguments,
+        DataArguments,
+        ModelArguments,
+        TrainingArguments,
+        TuningArguments,
+    )
+    from softlaunch.arguments.parse import parse_arguments, parse_model_and_data
 
 __all__ = [
     "Arguments",
@@ -24,3 +28,10 @@ __all__ = [
     "parse_arguments",
     "parse_model_and_data",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the dataclasses where they are used: they need transformers, which commands that only look do not."""
+    if name not in __all__:
+        raise AttributeError(name)
+    return getattr(import_module(f"{__name__}.{'parse' if name.startswith('parse_') else 'groups'}"), name)

@@ -10,6 +10,7 @@ from softlaunch.arguments import Arguments
 from softlaunch.errors import ArgumentError
 from softlaunch.models import check_base, load_skeleton
 from softlaunch.record import write_record
+from softlaunch.training.launch_check import check_launch
 from softlaunch.training.processes import prepare_processes
 from softlaunch.tuning import earlier_adapter, earlier_model
 from softlaunch.tuning.attention import check_implementation
@@ -23,9 +24,11 @@ def begin(arguments: Arguments, methods: Collection[str] | None = None) -> None:
 
     What an earlier run left is not touched, so that a mistake costs nothing.
 
-    Raises LaunchError when the processes do not work together, ArgumentError when `output_dir` cannot be written or
-    options do not suit the base, CheckpointError when base or adapter cannot be loaded.
+    Raises LaunchError when the processes do not work together or their launch cannot go well (see `check_launch`),
+    ArgumentError when `output_dir` cannot be written or options do not suit the base, CheckpointError when base or
+    adapter cannot be loaded.
     """
+    check_launch(arguments)
     prepare_processes(arguments.training)
     _check_writable(Path(str(arguments.training.output_dir)))
     check_base(arguments, answers=methods is not None)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log record to `metrics.jsonl`; a run that begins anew replaces the file with its first record."""
+    """Appends every log record to `metrics.jsonl`, with its time in seconds since 1970.
+
+    A run that begins anew replaces the file with its first record.
+    """
 
     def __init__(self, path: Path, restart: bool):
         self.path, self.replace = path, restart
@@ -18,7 +22,8 @@ class MetricsFile(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs:
             with self.path.open("w" if self.replace else "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}, ensure_ascii=False) + "\n")
+                record = {"step": state.global_step, "time": round(time.time(), 1), **logs}
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
             self.replace = False
 
 

@@ -5,6 +5,8 @@ import os
 from softlaunch.arguments import TrainingArguments
 from softlaunch.errors import LaunchError
 
+# What the scripts of `softlaunch submit` set: nodes × GPUs
+PROMISED_WORLD_SIZE = "SOFTLAUNCH_WORLD_SIZE"
 # What MPI launchers set in place of WORLD_SIZE
 _MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -26,6 +28,14 @@ def prepare_processes(arguments: TrainingArguments) -> None:
 
 def _check_world_size(world_size: int) -> None:
     """Processes that do not find each other would each train on all rows and write over each other's files."""
+    promised = os.environ.get(PROMISED_WORLD_SIZE)
+    if promised is not None and int(promised) != world_size:
+        raise LaunchError(
+            "this job was submitted for {promised} processes, and {world_size} found each other: look at the first "
+            "lines of its log for nodes that did not start",
+            promised=promised,
+            world_size=world_size,
+        )
     asked = os.environ.get("WORLD_SIZE")
     if asked is not None and int(asked) != world_size:
         raise LaunchError(

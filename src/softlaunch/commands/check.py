@@ -1,0 +1,190 @@
+"""`softlaunch check RUN.json`: everything that can be known before a run starts, in one list; exit code 0 or 2.
+
+Under `accelerate launch -m softlaunch.cli check RUN.json` the launched processes themselves take part: they must be as
+many as was asked for and add up a number together. Alone it starts as many on this machine for that.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+
+from softlaunch.commands.plan import add_machine_arguments
+from softlaunch.entry import USER_ERROR_EXIT_CODE
+from softlaunch.errors import UserError
+from softlaunch.launching.check import (
+    FINE,
+    PROBLEM,
+    WARNING,
+    Finding,
+    check_disk,
+    check_gpus,
+    check_port,
+    gpu_memories_gib,
+)
+from softlaunch.launching.deepspeed_file import check_deepspeed_file, owned_values, read_deepspeed_file, resolved
+from softlaunch.launching.memory import GIB
+from softlaunch.launching.plan import make_plan
+from softlaunch.launching.settings import RunSettings, read_settings
+from softlaunch.launching.shape import read_shape
+from softlaunch.launching.strategy import Machines, Strategy, default_launch_file, read_strategy
+from softlaunch.messages import say
+
+_MARKS = {FINE: "[green]ok[/green]     ", WARNING: "[yellow]look[/yellow]   ", PROBLEM: "[red]problem[/red]"}
+_DEFAULT_PORT = 29500
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "softlaunch check RUN.json [options] [--any_option_of_the_run value …]"
+    parser.add_argument("run_file", metavar="RUN.json", help="argument file of the run; options behind it win over it")
+    add_machine_arguments(parser)
+    parser.add_argument(
+        "--gpu-memory-gib", type=float, metavar="GIB", help="of one GPU; what this machine has if unset"
+    )
+    parser.add_argument("--port", type=int, default=_DEFAULT_PORT, help=f"where the processes meet ({_DEFAULT_PORT})")
+    parser.add_argument("--skip-data", action="store_true", help="do not read and encode the rows")
+    parser.set_defaults(overrides=[])
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the list; ends the program with exit code 2 when it holds a problem."""
+    console, is_first = Console(highlight=False), os.environ.get("RANK", "0") == "0"
+    logging.getLogger("softlaunch").setLevel(logging.ERROR)  # what it finds stands in the list
+    num_problems = 0
+    for finding in _findings(arguments):
+        num_problems += finding.level == PROBLEM
+        if is_first:
+            console.print(f"{_MARKS[finding.level]} {finding.what}: ", end="")
+            console.print(finding.detail, markup=False)
+    if num_problems:
+        if is_first:
+            console.print(say("{number} problems", number=num_problems))
+        sys.exit(USER_ERROR_EXIT_CODE)
+
+
+def _findings(arguments: argparse.Namespace) -> Iterator[Finding]:
+    argv = [arguments.run_file, *arguments.overrides]
+    parsed: list[Any] = []
+    yield from _step(say("arguments"), lambda: _check_arguments(argv, parsed))
+    machines = Machines(arguments.nodes, arguments.gpus_per_node, arguments.gpu_memory_gib or 80.0)
+    try:
+        settings = read_settings(argv)
+        strategy = read_strategy(arguments.launch_file or default_launch_file(machines))
+    except UserError as error:
+        yield Finding(PROBLEM, say("plan"), str(error))
+        return
+    found_gib = gpu_memories_gib()
+    if not parsed:
+        yield Finding(WARNING, say("base model, rows"), say("not looked at before the arguments are right"))
+    else:
+        yield from _step(say("base model"), lambda: _check_base(parsed[0]))
+    if strategy.deepspeed_file is not None:
+        yield from _step(say("DeepSpeed"), lambda: _check_deepspeed(strategy, settings, machines))
+    yield from _step(say("memory"), lambda: _check_plan(settings, strategy, machines, arguments, found_gib))
+    if parsed and not arguments.skip_data:
+        yield from _step(say("rows"), lambda: _check_rows(parsed[0]))
+    if machines.on_gpu:
+        yield check_gpus(machines.gpus_per_node, found_gib)
+    if "WORLD_SIZE" not in os.environ:
+        yield check_port(arguments.port)
+    yield from _step(say("processes"), lambda: _check_processes(machines, bool(found_gib)))
+
+
+def _step(what: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """The findings of one check; what stops it is one too."""
+    try:
+        yield from check()
+    except UserError as error:
+        yield Finding(PROBLEM, what, str(error))
+
+
+def _check_arguments(argv: list[str], parsed: list[Any]) -> Iterator[Finding]:
+    from softlaunch.arguments import parse_arguments
+
+    found = parse_arguments(argv)
+    parsed.append(found)
+    number = say("{number} options are given", number=len(found.sources))
+    yield Finding(FINE, say("arguments"), number)
+    yield from (Finding(WARNING, say("arguments"), warning) for warning in found.warnings)
+
+
+def _check_base(parsed: Any) -> Iterator[Finding]:
+    from softlaunch.models import check_base
+
+    check_base(parsed)
+    yield Finding(FINE, say("base model"), say("{path} is complete", path=parsed.model.model_name_or_path))
+
+
+def _check_deepspeed(strategy: Strategy, settings: RunSettings, machines: Machines) -> Iterator[Finding]:
+    assert strategy.deepspeed_file is not None
+    check_deepspeed_file(strategy.deepspeed_file, settings, machines.num_processes)
+    hidden_size = read_shape(settings.model_name_or_path).hidden_size
+    owned = owned_values(settings, machines.num_processes, hidden_size)
+    values = resolved(read_deepspeed_file(strategy.deepspeed_file), owned)
+    text = ", ".join(f"{key.removeprefix('zero_optimization.')} {value}" for key, value in values.items())
+    yield Finding(FINE, say("DeepSpeed"), text)
+
+
+def _check_plan(
+    settings: RunSettings, strategy: Strategy, machines: Machines, arguments: argparse.Namespace, found_gib: list[float]
+) -> Iterator[Finding]:
+    plan = make_plan(read_shape(settings.model_name_or_path), settings, strategy, machines)
+    room = arguments.gpu_memory_gib or min(found_gib, default=None)
+    peak = f"{plan.memory.peak / GIB:.1f}"
+    if machines.on_gpu and room is not None:
+        fits = plan.memory.peak <= room * GIB
+        detail = say("{peak} GiB per GPU of {room:.1f}; softlaunch plan says more", peak=peak, room=room)
+        yield Finding(FINE if fits else PROBLEM, say("memory"), detail)
+    else:
+        yield Finding(FINE, say("memory"), say("{peak} GiB per process by the plan", peak=peak))
+    if plan.workload is not None and settings.output_dir:
+        yield check_disk(settings.output_dir, plan.workload.disk_bytes)
+
+
+def _check_rows(parsed: Any) -> Iterator[Finding]:
+    import datasets
+
+    from softlaunch.data.dataset import load_rows
+    from softlaunch.models import load_base_tokenizer
+
+    datasets.disable_progress_bars()
+    told = _Told()
+    logger = logging.getLogger("softlaunch.data")
+    logger.addHandler(told)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        rows = load_rows(parsed, load_base_tokenizer(parsed))
+    finally:
+        logger.removeHandler(told)
+        logger.propagate = True
+    counts = {"train_file": rows.train, "validation_file": rows.validation, "test_file": rows.test}
+    text = ", ".join(f"{name} {len(found):,}" for name, found in counts.items() if found is not None)
+    yield Finding(FINE, say("rows"), text)
+    yield from (Finding(WARNING, say("rows"), record.getMessage()) for record in told.records)
+
+
+class _Told(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+def _check_processes(machines: Machines, on_gpu: bool) -> Iterator[Finding]:
+    from softlaunch.training.meeting import add_up_here, add_up_launched
+
+    if "WORLD_SIZE" in os.environ:
+        number = add_up_launched()
+        level = FINE if number == machines.num_processes else PROBLEM
+        detail = say("{number} of {wanted} processes added up a number", number=number, wanted=machines.num_processes)
+        yield Finding(level, say("processes"), detail)
+    else:
+        number = add_up_here(machines.processes_per_node, on_gpu=on_gpu)
+        yield Finding(FINE, say("processes"), say("{number} on this machine added up a number", number=number))

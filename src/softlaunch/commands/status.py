@@ -1,0 +1,93 @@
+"""`softlaunch status RUN…`: step, loss, speed, time left, last complete checkpoint and restarts of runs."""
+
+import argparse
+import dataclasses
+import json
+from datetime import timedelta
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from softlaunch.errors import ArgumentError
+from softlaunch.launching.settings import read_settings
+from softlaunch.launching.status import FINISHED, PREEMPTED, RUNNING, SILENT, STARTING, RunStatus, read_status
+from softlaunch.messages import say
+
+_STYLES = {FINISHED: "green", RUNNING: "cyan", STARTING: "cyan", PREEMPTED: "yellow", SILENT: "red"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="output_dir of a run, or its argument file")
+    parser.add_argument("--json", action="store_true", help="print a JSON object per run")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print a line per run."""
+    statuses = [read_status(_directory(run)) for run in arguments.runs]
+    console = Console(highlight=False)
+    if arguments.json:
+        for status in statuses:
+            text = json.dumps({**dataclasses.asdict(status), "directory": str(status.directory)}, ensure_ascii=False)
+            console.print(text, soft_wrap=True, markup=False)
+        return
+    console.print(_table(statuses))
+
+
+def _directory(run: str) -> Path:
+    if not run.endswith(".json"):
+        return Path(run)
+    output_dir = read_settings([run]).output_dir
+    if output_dir is None:
+        raise ArgumentError("{file}: output_dir is missing", file=run)
+    return Path(output_dir)
+
+
+def _table(statuses: list[RunStatus]) -> Table:
+    names = (
+        say("run"),
+        say("state"),
+        say("step"),
+        say("loss"),
+        say("tokens/s"),
+        say("left"),
+        say("saved"),
+        say("restarts"),
+    )
+    table = Table(box=box.SIMPLE)
+    for number, name in enumerate(names):
+        table.add_column(
+            name, justify="right" if 2 <= number <= 5 or number == 7 else "left", overflow="fold", no_wrap=number == 1
+        )
+    for status in statuses:
+        table.add_row(
+            str(status.directory),
+            f"[{_STYLES[status.state]}]{_state(status)}[/]",
+            f"{_or_dash(status.step)}/{_or_dash(status.num_steps)}",
+            "-" if status.loss is None else f"{status.loss:.4f}",
+            "-" if status.tokens_per_second is None else f"{status.tokens_per_second:,.0f}",
+            "-" if status.seconds_left is None else str(timedelta(seconds=round(status.seconds_left))),
+            (status.checkpoint or "-").removeprefix("checkpoint-"),
+            str(status.restarts),
+        )
+    return table
+
+
+def _state(status: RunStatus) -> str:
+    if status.state == FINISHED and status.scores:
+        scores = ", ".join(f"{name} {value:.1f}" for name, value in status.scores.items())
+        return say("finished, {scores}", scores=scores)
+    if status.state == SILENT and status.silent_s is not None:
+        return say("silent for {time}", time=timedelta(seconds=round(status.silent_s)))
+    return {
+        FINISHED: say("finished"),
+        PREEMPTED: say("asked to end, to go on"),
+        RUNNING: say("running"),
+        STARTING: say("starting"),
+        SILENT: say("silent"),
+    }[status.state]
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"

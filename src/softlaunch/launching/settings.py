@@ -1,0 +1,213 @@
+"""The few options of a run's argument file that decide its size, read without torch and transformers.
+
+Names and defaults are those of `softlaunch.arguments`, which a test holds; that package checks the whole file, this
+module only what it reads.
+"""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from softlaunch.arguments.sources import Given, read_sources
+from softlaunch.errors import ArgumentError
+
+# Old names of the options below
+OLD_NAMES = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "ptuning_checkpoint": "adapter",
+    "lora_checkpoint": "adapter",
+    "generation_num_beams": "num_beams",
+    "evaluation_strategy": "eval_strategy",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+}
+_PEFT_TYPES = {
+    "P_TUNING_V2": "p_tuning_v2",
+    "PREFIX_TUNING": "p_tuning_v2",
+    "LORA": "lora",
+    "IA3": "ia3",
+    "PROMPT_TUNING": "prompt_tuning",
+    "P_TUNING": "p_tuning",
+}
+METHODS = ("p_tuning_v2", "lora", "ia3", "prompt_tuning", "p_tuning", "full", "freeze", "head")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a plan, a job and a look at a run need to know of its arguments."""
+
+    model_name_or_path: str = ""
+    dtype: str = "auto"
+    quantization_bit: int | None = None
+    adapter: str | None = None
+    tuning: str | None = None
+    pre_seq_len: int | None = None
+    prefix_projection: bool = False
+    prefix_init: str = "random"
+    lora_r: int | None = None
+    lora_target_modules: list[str] | str = "auto"
+    ia3_target_modules: list[str] | str = "auto"
+    freeze_trainable_layers: int | None = None
+    train_file: str | None = None
+    validation_file: str | None = None
+    test_file: str | None = None
+    prompt_column: str = "prompt"
+    max_train_samples: int | None = None
+    max_source_length: int = 64
+    max_target_length: int = 128
+    val_max_target_length: int | None = None
+    train_on_all_turns: bool = False
+    num_beams: int = 1
+    do_train: bool = False
+    do_eval: bool = False
+    do_predict: bool = False
+    eval_strategy: str = "no"
+    predict_with_generate: bool = False
+    output_dir: str | None = None
+    per_device_train_batch_size: int = 8
+    per_device_eval_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    num_train_epochs: float = 3.0
+    max_steps: int = -1
+    bf16: bool = False
+    fp16: bool = False
+    activation_checkpointing: bool | None = None
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    optim: str = "adamw_torch_fused"
+    save_strategy: str = "steps"
+    save_steps: float = 500
+    save_total_limit: int | None = None
+    deepspeed: str | dict[str, Any] | None = None
+
+    @property
+    def names_method(self) -> bool:
+        """Whether the settings alone say what is trained; else the recipe does, and `methods` takes the whole base."""
+        asked = (self.tuning, self.pre_seq_len, self.lora_r, self.freeze_trainable_layers)
+        return any(value is not None for value in asked) or self.prefix_init == "text"
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """What is trained, by the names of `METHODS`; a prefix and LoRA may be trained together."""
+        if self.tuning is not None and self.tuning not in ("p_tuning_v2", "lora"):
+            return (self.tuning,)
+        prefix = self.pre_seq_len is not None or self.prefix_init == "text"
+        asked = {"p_tuning_v2": prefix, "lora": self.lora_r is not None}
+        found = tuple(m for m, given in asked.items() if given or m == self.tuning)
+        return found or (("full",) if self.freeze_trainable_layers is None else ("freeze",))
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of the longest row that the limits allow; the answer is followed by one that ends it."""
+        return self.max_source_length + self.max_target_length + 1
+
+    @property
+    def label_tokens(self) -> int:
+        """Tokens of such a row that carry loss."""
+        return self.row_tokens if self.train_on_all_turns else self.max_target_length + 1
+
+    @property
+    def new_tokens(self) -> int:
+        return self.val_max_target_length or self.max_target_length
+
+    @property
+    def generates(self) -> bool:
+        return self.do_predict or (self.predict_with_generate and (self.do_eval or self.eval_strategy != "no"))
+
+    @property
+    def evaluates(self) -> bool:
+        return self.do_eval or self.eval_strategy != "no"
+
+
+def settings_of(*groups: Any) -> RunSettings:
+    """The settings that stand in `groups` of arguments, as `softlaunch.arguments` makes them."""
+    values = {name: value for group in groups for name, value in vars(group).items()}
+    for old, name in OLD_NAMES.items():  # the oldest transformers that is supported has some of these
+        if name not in values and old in values:
+            values[name] = values[old]
+    values = {name: values[name] for name in RunSettings.__dataclass_fields__ if name in values}
+    values = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+    return _with_adapter(RunSettings(**values))
+
+
+def read_settings(argv: list[str]) -> RunSettings:
+    """The settings that `RUN.json --option value …` gives; options that are not among them are left to the run.
+
+    Raises ArgumentError when the file cannot be read, or a value is of another type.
+    """
+    given, _ = read_sources(argv)
+    hints = get_type_hints(RunSettings)
+    values: dict[str, Any] = {}
+    for item in map(_positive, given):
+        name = OLD_NAMES.get(item.name, item.name)
+        if name in hints:
+            values[name] = _value(item, hints[name])
+    if not values.get("model_name_or_path"):
+        near = difflib.get_close_matches("model_name_or_path", [item.name for item in given], n=1)
+        raise ArgumentError(
+            "model_name_or_path is missing: the directory of the base model{hint}",
+            hint=f" ({near[0]}?)" if near else "",
+        )
+    if values.get("tuning") not in (None, *METHODS):
+        raise ArgumentError(
+            "tuning is {method!r}; allowed are {known}", method=values["tuning"], known=", ".join(METHODS)
+        )
+    return _with_adapter(RunSettings(**values))
+
+
+def _with_adapter(settings: RunSettings) -> RunSettings:
+    """With the size of the adapter that is trained further, which stands in its own configuration."""
+    try:
+        config = json.loads((Path(settings.adapter or "") / "adapter_config.json").read_text(encoding="utf-8"))
+        kind = _PEFT_TYPES[config["peft_type"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return settings
+    own: dict[str, Any] = {"tuning": kind}
+    if kind == "lora":
+        own |= {"lora_r": config.get("r"), "lora_target_modules": config.get("target_modules") or "auto"}
+    elif kind != "ia3":
+        own |= {"pre_seq_len": config.get("num_virtual_tokens")}
+    if kind == "p_tuning_v2":
+        own |= {"prefix_projection": bool(config.get("prefix_projection")), "prefix_init": "random"}
+    return dataclasses.replace(settings, **own)
+
+
+def _positive(given: Given) -> Given:
+    """`--no_option` as `--option false`."""
+    if given.file is None and not given.value and given.name.startswith("no_"):
+        return Given(given.name.removeprefix("no_"), ["false"])
+    return given
+
+
+def _value(given: Given, hint: Any) -> Any:
+    kinds = set(get_args(hint) or (hint,))
+    value = given.value
+    if given.file is None:
+        value = _from_words(given.value, kinds)
+    if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
+        return value
+    names = {getattr(kind, "__origin__", kind) for kind in kinds}
+    if type(value) not in names and not (value is None and type(None) in names):
+        raise ArgumentError(
+            "{given} is not of the type that the option takes; run `softlaunch check` for all that is wrong",
+            given=given.shown,
+        )
+    return value
+
+
+def _from_words(words: list[str], kinds: set[Any]) -> Any:
+    if not words:
+        return True
+    if len(words) > 1:
+        return words
+    if words[0] in ("true", "false", "True", "False") or kinds & {int, float}:
+        try:
+            return json.loads(words[0].lower())
+        except ValueError:
+            pass
+    return None if words[0] == "null" else words[0]

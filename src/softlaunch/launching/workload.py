@@ -1,0 +1,147 @@
+"""What a run has to do, send and keep: steps, tokens, floating-point operations, communication and checkpoints."""
+
+import math
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+from softlaunch.launching.activations import Precision
+from softlaunch.launching.memory import model_states
+from softlaunch.launching.settings import RunSettings
+from softlaunch.launching.shape import ModelShape
+from softlaunch.launching.strategy import Machines, Strategy
+from softlaunch.launching.trainable import trainable_parameters
+
+_FLOAT32 = 4
+_STATE_BYTES = 200_000  # random states, scheduler and trainer_state.json of a checkpoint
+_WHOLE_FILE_BYTES = 64 * 2**20  # larger files of rows are counted in their first part
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Of the training. None where the number of rows is not known; tokens are the most that the limits allow."""
+
+    num_rows: int | None
+    rows_per_step: int
+    num_steps: int | None
+    num_tokens: int | None
+    flop_per_step: float  # of all processes
+    sent_bytes_per_step: int  # by every process
+    checkpoint_bytes: int
+    num_checkpoints: int | None
+
+    @property
+    def disk_bytes(self) -> int:
+        """With one checkpoint more than are kept, for the next one is written before the oldest goes."""
+        return (self.num_checkpoints or 1) * self.checkpoint_bytes + self.checkpoint_bytes
+
+
+def plan_workload(shape: ModelShape, settings: RunSettings, strategy: Strategy, machines: Machines) -> Workload:
+    """Raises ArgumentError when a method lacks its size."""
+    num_rows = count_rows(settings.train_file, settings.prompt_column) if settings.train_file else None
+    if num_rows is not None and settings.max_train_samples is not None:
+        num_rows = min(num_rows, settings.max_train_samples)
+    rows_per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * machines.num_processes
+    num_steps = _num_steps(settings, machines, num_rows)
+    tokens_per_step = rows_per_step * settings.row_tokens
+    trained = trainable_parameters(shape, settings)
+    return Workload(
+        num_rows=num_rows,
+        rows_per_step=rows_per_step,
+        num_steps=num_steps,
+        num_tokens=None if num_steps is None else num_steps * tokens_per_step,
+        flop_per_step=_flop_per_token(shape, settings) * tokens_per_step,
+        sent_bytes_per_step=sent_bytes(shape, settings, strategy, machines),
+        checkpoint_bytes=trained * 3 * _FLOAT32 + _STATE_BYTES * machines.num_processes,  # with AdamW's two moments
+        num_checkpoints=_num_checkpoints(settings, num_steps, num_rows, rows_per_step),
+    )
+
+
+def sent_bytes(shape: ModelShape, settings: RunSettings, strategy: Strategy, machines: Machines) -> int:
+    """Sent by every process per optimizer step. An all-reduce of X bytes sends 2X(N-1)/N, a gather X(N-1)/N.
+
+    ZeRO-3 and FSDP2 gather the weights for the forward and for the backward pass of every micro-batch, and ZeRO-3 a
+    third time with checkpointing, where 2.5 to 2.7 times were counted.
+    """
+    others = (machines.num_processes - 1) / machines.num_processes
+    gradients = trainable_parameters(shape, settings) * _FLOAT32
+    if strategy.stage < 2:
+        return int(2 * gradients * others)
+    reductions = settings.gradient_accumulation_steps
+    if strategy.stage == 2:
+        return int((reductions + 1) * gradients * others)
+    precision = Precision.of(settings, machines)
+    alone = Strategy("alone", fsdp=strategy.fsdp)
+    whole = model_states(shape, settings, alone, Machines(1, machines.gpus_per_node and 1), precision)
+    gathers = 3 if settings.activation_checkpointing and not strategy.fsdp else 2
+    return int(reductions * (gathers * (whole.weights + whole.trained) + gradients) * others)
+
+
+def _flop_per_token(shape: ModelShape, settings: RunSettings) -> float:
+    """2 per number forward and for the input's gradient, 2 more for a trained weight's; recomputation 2 more.
+
+    The output layer works at labels alone.
+    """
+    blocks = shape.num_layers * shape.matrix_parameters
+    head = shape.vocab_size * shape.hidden_size * settings.label_tokens / settings.row_tokens
+    passes = 6 if "full" in settings.methods else 4
+    recomputed = 2 * blocks if settings.activation_checkpointing else 0
+    attention = 2 * passes * shape.num_layers * shape.query_size * settings.row_tokens / 2
+    return passes * (blocks + head) + recomputed + attention
+
+
+def _num_steps(settings: RunSettings, machines: Machines, num_rows: int | None) -> int | None:
+    """As Trainer counts them."""
+    if settings.max_steps > 0:
+        return settings.max_steps
+    if num_rows is None:
+        return None
+    batches = math.ceil(num_rows / (settings.per_device_train_batch_size * machines.num_processes))
+    return math.ceil(settings.num_train_epochs * math.ceil(batches / settings.gradient_accumulation_steps))
+
+
+def _num_checkpoints(
+    settings: RunSettings, num_steps: int | None, num_rows: int | None, rows_per_step: int
+) -> int | None:
+    if settings.save_strategy == "no":
+        return 0
+    if num_steps is None:
+        return settings.save_total_limit
+    if settings.save_strategy == "epoch":
+        if num_rows is None:
+            return settings.save_total_limit
+        number = max(1, round(num_steps * rows_per_step / num_rows))
+    else:
+        every = settings.save_steps if settings.save_steps >= 1 else max(1.0, num_steps * settings.save_steps)
+        number = math.ceil(num_steps / every)
+    return min(number, settings.save_total_limit or number)
+
+
+def count_rows(path: str, prompt_column: str) -> int | None:
+    """Rows of a data file by their look, without parsing them; None when there is no such file or no way to tell.
+
+    Files over 64 MiB are counted in their first part and taken to go on like that.
+    """
+    file = Path(path)
+    if not file.is_file() or file.stat().st_size == 0:
+        return None
+    if file.suffix == ".parquet":
+        return _parquet_rows(file)
+    size = file.stat().st_size
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content[: min(size, _WHOLE_FILE_BYTES)]
+    head = start[:1024].lstrip()
+    if head.startswith(b"["):
+        found = start.count(f'"{prompt_column}"'.encode())
+    else:
+        found = start.count(b"\n") + (not start.endswith(b"\n")) - (file.suffix in (".csv", ".tsv"))
+    return round(found * size / len(start))
+
+
+def _parquet_rows(file: Path) -> int | None:
+    from pyarrow import ArrowInvalid, parquet
+
+    try:
+        return parquet.read_metadata(file).num_rows
+    except (ArrowInvalid, OSError):
+        return None

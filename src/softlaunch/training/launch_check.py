@@ -1,0 +1,34 @@
+"""The part of `softlaunch check` that costs nothing; every recipe does it at its start."""
+
+import os
+from pathlib import Path
+
+from softlaunch.arguments import Arguments
+from softlaunch.errors import UserError
+from softlaunch.launching.check import require_disk
+from softlaunch.launching.deepspeed_file import check_deepspeed_file
+from softlaunch.launching.settings import settings_of
+from softlaunch.launching.shape import read_shape
+from softlaunch.launching.strategy import Machines, Strategy
+from softlaunch.launching.workload import plan_workload
+
+
+def check_launch(arguments: Arguments) -> None:
+    """Look at the DeepSpeed file, and whether there is room for the checkpoints.
+
+    Raises LaunchError when the file contradicts the arguments, or the disk is too small.
+    """
+    training = arguments.training
+    settings = settings_of(arguments.model, arguments.tuning, arguments.data, training)
+    if training.deepspeed_plugin is not None:
+        file = training.deepspeed or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+        if isinstance(file, (str, Path)):
+            check_deepspeed_file(file, settings, training.world_size)
+    if not (training.do_train and settings.names_method):
+        return
+    try:
+        machines = Machines(training.world_size, int(training.n_gpu > 0))
+        need = plan_workload(read_shape(settings.model_name_or_path), settings, Strategy(""), machines).disk_bytes
+    except UserError:
+        return  # a base that cannot be planned for, or options that are refused where they are read
+    require_disk(str(training.output_dir), need)
