@@ -22,7 +22,7 @@ from softlaunch.tuning import PrefixModel, add_prefix, earlier_adapter, load_ada
 
 def main() -> None:
     arguments = parse_arguments(unused=["lora_r", "lora_alpha", "lora_dropout"], description=__doc__)
-    begin(arguments)
+    arguments = begin(arguments)
 
     # The base model, frozen, and its prefix
     base, tokenizer = load_base(arguments)

@@ -1,5 +1,6 @@
 """The outermost layer of a program: logging, the exit code, and the end of the process group."""
 
+import errno
 import logging
 import os
 import sys
@@ -8,10 +9,12 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from softlaunch import lifeline
 from softlaunch.errors import UserError
 
 USER_ERROR_EXIT_CODE = 2
 _FIRST_PROCESS_SPEAKS_S = 5.0
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -25,9 +28,24 @@ def run(main: Callable[[], None]) -> None:
     _find_deepspeed_config()
     try:
         main()
-    except UserError as error:
+        lifeline.end(None)
+    except (UserError, SystemExit) as error:
+        lifeline.end(None)
+        if isinstance(error, SystemExit):
+            raise
         _report(error)
         sys.exit(USER_ERROR_EXIT_CODE)
+    except OSError as error:
+        if error.errno not in _DISK_IS_FULL:
+            lifeline.end(error)
+            raise
+        lifeline.end(None)
+        _report(UserError("{file}: {reason}. Make room and start again", file=error.filename, reason=error.strerror))
+        sys.exit(USER_ERROR_EXIT_CODE)
+    except Exception as error:
+        if not lifeline.end(error):
+            sys.exit(lifeline.EXIT_CODE)
+        raise
     finally:
         _destroy_process_group()
 

@@ -6,6 +6,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from softlaunch.collective import any_process
 from softlaunch.errors import UserError
 
 MAX_SKIPPED_STEPS = 20  # float16's loss scale starts at 2**16 and halves: this many misses in a row are no start-up
@@ -17,8 +18,8 @@ class NotFiniteError(UserError):
 
 def stop_if_not_finite(loss: torch.Tensor, row_ids: torch.Tensor | None, step: int) -> None:
     """Raise NotFiniteError on every process when `loss` (scalar) is not finite on any of them."""
-    finite = torch.isfinite(loss.detach())
-    if _on_all_processes(finite):
+    finite = bool(torch.isfinite(loss.detach()))
+    if not any_process(not finite):
         return
     rows = "other processes' rows" if finite else f"rows {row_ids.tolist()}" if row_ids is not None else "this batch"
     raise NotFiniteError(
@@ -41,7 +42,7 @@ class NonFiniteGradients(TrainerCallback):
         if args.deepspeed_plugin is not None:
             finite = not kwargs["optimizer"].step_was_skipped
         else:
-            finite = _on_all_processes(_gradients_are_finite(kwargs["model"]))
+            finite = not any_process(not _gradients_are_finite(kwargs["model"]))
         if finite:
             self.num_skipped = 0
             return
@@ -55,19 +56,7 @@ class NonFiniteGradients(TrainerCallback):
         )
 
 
-def _gradients_are_finite(model: Any) -> torch.Tensor:
+def _gradients_are_finite(model: Any) -> bool:
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     local = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]  # this process's part, under FSDP2
-    return (
-        torch.stack([torch.isfinite(g).all() for g in local]).all()
-        if local
-        else torch.tensor(True, device=model.device)
-    )
-
-
-def _on_all_processes(flag: torch.Tensor) -> bool:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        agreed = flag.to(torch.int32)
-        torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MIN)
-        return bool(agreed.item())
-    return bool(flag.item())
+    return not local or bool(torch.stack([torch.isfinite(g).all() for g in local]).all())

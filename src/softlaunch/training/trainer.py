@@ -1,7 +1,6 @@
 """The one Trainer subclass: what the loss is, in which order rows come, and what a checkpoint holds."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import datasets
@@ -9,7 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Sampler
-from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer_utils import EvalLoopOutput
@@ -18,15 +17,18 @@ from softlaunch.arguments import TrainingArguments
 from softlaunch.data.collate import TrainingCollator
 from softlaunch.data.encode import IGNORED_LABEL
 from softlaunch.data.order import LengthGroupedSampler
-from softlaunch.training.callbacks import MetricsFile, ReplaceEarlierRun
+from softlaunch.training.callbacks import MetricsFile
 from softlaunch.training.checkpoint import checkpoint_to_resume, trained_tensors
 from softlaunch.training.finite import NonFiniteGradients, stop_if_not_finite
 from softlaunch.training.label_logits import LogitsAtLabels
+from softlaunch.training.results import write_results
+from softlaunch.training.run_state import finish_run, read_run
+from softlaunch.training.saving import ResumableTrainer
 
 AnswerScores = Callable[[nn.Module], dict[str, float]]
 
 
-class CausalTrainer(Trainer):
+class CausalTrainer(ResumableTrainer):
     """Trains on (prompt, answer) rows with `input_ids`, `labels` and `row_id`.
 
     Loss: the sum of the label tokens' negative log-likelihoods divided by their number, over all processes and
@@ -41,9 +43,9 @@ class CausalTrainer(Trainer):
         super().__init__(data_collator=TrainingCollator(pad_token_id), compute_metrics=self._scores, **kwargs)
         self.answer_scores = answer_scores
         self._label_logits = LogitsAtLabels(cast(PreTrainedModel, self.model))
-        arguments, output_dir = cast(TrainingArguments, self.args), Path(str(self.args.output_dir))
+        arguments = cast(TrainingArguments, self.args)
         begins_anew = arguments.restart and arguments.do_train
-        self.add_callback(MetricsFile(output_dir / "metrics.jsonl", restart=begins_anew))
+        self.add_callback(MetricsFile(self.output_dir / "metrics.jsonl", restart=begins_anew))
         self.add_callback(NonFiniteGradients(self.args.fp16))
         if not self.is_world_process_zero():
             self.remove_callback(PrinterCallback)  # it prints on the first process of every node
@@ -52,18 +54,18 @@ class CausalTrainer(Trainer):
         """Train, from the newest checkpoint on if there is one; leave `adapter/` and the metrics in `output_dir`."""
         arguments, model = cast(TrainingArguments, self.args), cast(Any, self.model)
         trainable, total = model.get_nb_trainable_parameters()
-        output_dir = Path(str(arguments.output_dir))
-        if arguments.restart:
-            self.add_callback(ReplaceEarlierRun(output_dir))
-        result = self.train(resume_from_checkpoint=checkpoint_to_resume(arguments))
-        self.save_model(str(output_dir / "adapter"))
+        run_id = read_run(self.output_dir).get("id")
+        result = self.train(resume_from_checkpoint=checkpoint_to_resume(arguments, run_id))
+        self.save_result("adapter")
         self.report("train", {**result.metrics, "trainable_parameters": trainable, "parameters": total})
+        if self.is_world_process_zero():
+            finish_run(self.output_dir)
 
     def report(self, step: str, metrics: dict[str, Any]) -> None:
         """Print the metrics of one step of the run (train, eval, predict) and write `<step>_results.json`."""
         if self.is_world_process_zero():
             self.log_metrics(step, metrics)
-            self.save_metrics(step, metrics)
+            write_results(self.output_dir, step, metrics)
 
     def compute_loss(
         self,
@@ -156,9 +158,10 @@ class CausalTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Save what was trained and nothing else: no tokenizer, no pickled arguments."""
         if self.args.should_save:
-            cast(PreTrainedModel, self.model).save_pretrained(
-                output_dir or str(self.args.output_dir), state_dict=state_dict
-            )
+            with self._noting_write_errors():
+                cast(PreTrainedModel, self.model).save_pretrained(
+                    output_dir or str(self.args.output_dir), state_dict=state_dict
+                )
 
 
 def _lengths(dataset: datasets.Dataset) -> list[int]:
