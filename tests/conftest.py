@@ -1,8 +1,9 @@
-"""No test touches the network or the user's caches."""
+"""No test touches the network or the user's caches, or depends on the user's language."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["LC_ALL"] = "C.UTF-8"
 
 import datasets
 import pytest

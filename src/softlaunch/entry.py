@@ -11,6 +11,7 @@ from pathlib import Path
 
 from softlaunch import lifeline
 from softlaunch.errors import UserError
+from softlaunch.messages import say
 
 USER_ERROR_EXIT_CODE = 2
 _FIRST_PROCESS_SPEAKS_S = 5.0
@@ -29,12 +30,13 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
         lifeline.end(None)
-    except (UserError, SystemExit) as error:
+    except UserError as error:
         lifeline.end(None)
-        if isinstance(error, SystemExit):
-            raise
         _report(error)
         sys.exit(USER_ERROR_EXIT_CODE)
+    except (SystemExit, KeyboardInterrupt):
+        lifeline.end(None)
+        raise
     except OSError as error:
         if error.errno not in _DISK_IS_FULL:
             lifeline.end(error)
@@ -53,10 +55,11 @@ def run(main: Callable[[], None]) -> None:
 def _report(error: UserError) -> None:
     """Most errors meet every process: the first says it, and its end is the others'. What only they met, they say."""
     if _is_first_process():
-        sys.stderr.write(f"error: {error}\n")
-        return
-    time.sleep(_FIRST_PROCESS_SPEAKS_S)
-    sys.stderr.write(f"error on process {os.environ['RANK']}: {error}\n")
+        message = say("error: {error}", error=error)
+    else:
+        time.sleep(_FIRST_PROCESS_SPEAKS_S)
+        message = say("error on process {rank}: {error}", rank=os.environ["RANK"], error=error)
+    sys.stderr.write(message + "\n")
 
 
 def _is_first_process() -> bool:

@@ -12,11 +12,11 @@ from softlaunch.messages import say
 class UserError(ValueError):
     """Base of the family; raise one of its children.
 
-    With `values` the message is `say(template, **values)`; without, it is the text as it stands.
+    The message is `say(template, **values)`. One that is composed of several parts is given whole, its parts said.
     """
 
-    def __init__(self, template: str, **values: Any):
-        super().__init__(say(template, **values) if values else template)
+    def __init__(self, template: str, /, **values: Any):
+        super().__init__(say(template, **values))
 
 
 class ArgumentError(UserError):

@@ -60,7 +60,9 @@ def write_record(arguments: Arguments, output_dir: str | os.PathLike[str]) -> Pa
         write_text(path, text)
     except OSError as error:
         raise ArgumentError(
-            f"output_dir {output_dir} cannot be written: {error.strerror}; name a directory that you may write to"
+            "output_dir {output_dir} cannot be written: {strerror}; name a directory that you may write to",
+            output_dir=output_dir,
+            strerror=error.strerror,
         ) from error
     return path
 

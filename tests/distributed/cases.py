@@ -19,7 +19,7 @@ from softlaunch.training.trainer import CausalTrainer
 from tests.distributed.inputs import DEMO
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ptuning_chatglm.py"
-CASES = ("train", "resume", "predict", "text", "bf16")
+CASES = ("train", "resume", "predict", "text", "bf16", "4bit")
 ALL_SPLIT = ("train",)  # the cases in which ZeRO-3 leaves nothing whole, the others run with the file as it is
 ROWS_PER_UPDATE, GRADIENT_ACCUMULATION = 8, 2
 NUM_STEPS, MIDDLE = 6, 3
@@ -69,6 +69,8 @@ def arguments(directory: Path, case: str, num_processes: int) -> list[str]:
             options |= training | {"prefix_init": "text", "prefix_init_text": "这款上衣", "max_steps": 1}
         case "bf16":
             options |= training | {"bf16": True, "prefix_projection": True, "learning_rate": 0.01, "max_steps": 2}
+        case "4bit":
+            options |= training | {"quantization_bit": 4, "num_beams": 2, "max_steps": 2}
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 

@@ -131,8 +131,13 @@ def test_bf16_with_projection(alone, together):
         assert not torch.equal(tensor, tensor.bfloat16().float()), "rounded to bfloat16 before it was saved"
 
 
+def test_quantized_base_and_beams(alone, together):
+    assert together.records("4bit", "loss") == pytest.approx(alone.records("4bit", "loss"), **LOSS)
+    assert together.answers("4bit") == alone.answers("4bit")
+
+
 def test_only_the_first_process_speaks_and_nothing_is_left_behind(together):
-    num_steps = NUM_STEPS + (NUM_STEPS - MIDDLE) + 1 + 2  # of train, resume, text and bf16
+    num_steps = NUM_STEPS + (NUM_STEPS - MIDDLE) + 1 + 2 + 2  # of train, resume, text, bf16 and 4bit
     assert together.output.count("'learning_rate'") == num_steps
     assert together.output.count("***** predict metrics *****") == len(CASES)
     assert together.output.count("prompts in the style of") == len(CASES)

@@ -4,52 +4,61 @@ import codecs
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from softlaunch.messages import say
+
 # (names of the options concerned, what is wrong and what to do)
 Finding = tuple[tuple[str, ...], str]
 
-# a run's step, the file it works on, and what that file holds
-_STEPS = (
-    ("do_train", "train_file", "rows to train on"),
-    ("do_eval", "validation_file", "rows to evaluate on"),
-    ("do_predict", "test_file", "rows to answer"),
-)
+# a run's step and the file that it works on
+_STEPS = (("do_train", "train_file"), ("do_eval", "validation_file"), ("do_predict", "test_file"))
 
 
 def find_conflicts(values: Mapping[str, Any]) -> Iterator[Finding]:
     """What makes a run with these values (all options, defaults included) impossible."""
     evaluates_while_training = values["eval_strategy"] != "no"
-    if not evaluates_while_training and not any(values[step] for step, _, _ in _STEPS):
-        yield ("do_train", "do_eval", "do_predict"), "there is nothing to do: set do_train, do_eval or do_predict"
-    for step, file, content in _STEPS:
+    if not evaluates_while_training and not any(values[step] for step, _ in _STEPS):
+        yield ("do_train", "do_eval", "do_predict"), say("there is nothing to do: set do_train, do_eval or do_predict")
+    for step, file in _STEPS:
         if values[step] and not values[file]:
-            yield (step, file), f"{step} needs {file}: {content}"
+            yield (step, file), say("{step} needs {file}, the file with its rows", step=step, file=file)
     if evaluates_while_training and not values["do_eval"] and not values["validation_file"]:
-        yield ("eval_strategy", "validation_file"), "eval_strategy needs validation_file: rows to evaluate on"
+        yield ("eval_strategy", "validation_file"), say("eval_strategy needs validation_file: rows to evaluate on")
     if values["load_best_model_at_end"] and not evaluates_while_training:
         yield (
             ("load_best_model_at_end", "eval_strategy"),
-            "load_best_model_at_end needs evaluation while training: set eval_strategy to steps or epoch, and "
-            "save_strategy alike",
+            say(
+                "load_best_model_at_end needs evaluation while training: set eval_strategy to steps or epoch, and "
+                "save_strategy alike"
+            ),
         )
     metric = values["metric_for_best_model"] or ""
     if metric.removeprefix("eval_").startswith(("rouge", "bleu")) and not values["predict_with_generate"]:
         yield (
             ("metric_for_best_model", "predict_with_generate"),
-            f"metric_for_best_model {metric} scores generated answers: set predict_with_generate or choose loss",
+            say(
+                "metric_for_best_model {metric} scores generated answers: set predict_with_generate or choose loss",
+                metric=metric,
+            ),
         )
     if values["prefix_init"] == "text" and not values["prefix_init_text"]:
-        yield ("prefix_init", "prefix_init_text"), "prefix_init text needs prefix_init_text: the text to start from"
+        yield (
+            ("prefix_init", "prefix_init_text"),
+            say("prefix_init text needs prefix_init_text: the text to start from"),
+        )
     if values["restart"] and values["resume_from_checkpoint"]:
         yield (
             ("restart", "resume_from_checkpoint"),
-            "restart begins anew and resume_from_checkpoint goes on from a checkpoint: give one of them",
+            say("restart begins anew and resume_from_checkpoint goes on from a checkpoint: give one of them"),
         )
     if values["fp16"] and values["bf16"]:
-        yield ("fp16", "bf16"), "fp16 and bf16 exclude each other: bf16 where the hardware has it, else fp16"
+        yield ("fp16", "bf16"), say("fp16 and bf16 exclude each other: bf16 where the hardware has it, else fp16")
     if values["file_encoding"] and not _is_encoding(values["file_encoding"]):
         yield (
             ("file_encoding",),
-            f"file_encoding {values['file_encoding']} is unknown: give one that Python knows, as utf-8 or gb18030",
+            say(
+                "file_encoding {name} is unknown: give one that Python knows, as utf-8 or gb18030",
+                name=values["file_encoding"],
+            ),
         )
 
 
@@ -57,11 +66,15 @@ def find_idle_values(values: Mapping[str, Any], given: Collection[str]) -> Itera
     """What was given although it changes nothing in a run with these values."""
     for name in ("top_p", "temperature"):
         if name in given and not values["do_sample"]:
-            yield (name, "do_sample"), f"{name} has no effect without do_sample: answers are generated greedily"
+            message = say("{name} has no effect without do_sample: answers are generated greedily", name=name)
+            yield (name, "do_sample"), message
     if "prefix_init_text" in given and values["prefix_init"] != "text":
         yield (
             ("prefix_init_text", "prefix_init"),
-            f"prefix_init_text has no effect with prefix_init {values['prefix_init']}: set prefix_init to text",
+            say(
+                "prefix_init_text has no effect with prefix_init {prefix_init}: set prefix_init to text",
+                prefix_init=values["prefix_init"],
+            ),
         )
 
 

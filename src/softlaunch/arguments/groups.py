@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers import Seq2SeqTrainingArguments
 
+from softlaunch.errors import ArgumentError
+
 
 def _option(default: Any = MISSING, *, help: str, **limits: Any) -> Any:
     return field(default=default, metadata={"help": help, **limits})
@@ -156,7 +158,7 @@ class TrainingArguments(Seq2SeqTrainingArguments):
             # Otherwise transformers refuses bf16, and processes started by torchrun end up in a world of one each.
             self.use_cpu = True
         if self.fp16 and self.use_cpu:
-            raise ValueError("fp16 needs a GPU and this run is on the CPU: use bf16 or leave both out")
+            raise ArgumentError("fp16 needs a GPU and this run is on the CPU: use bf16 or leave both out")
         if self.logging_dir is not None:
             os.environ["TENSORBOARD_LOGGING_DIR"] = self.logging_dir  # the only way that the callback can be told
         super().__post_init__()

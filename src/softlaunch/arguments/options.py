@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from softlaunch.arguments.groups import DataArguments, ModelArguments, TrainingArguments, TuningArguments
+from softlaunch.messages import say
 
 GROUPS = {"model": ModelArguments, "tuning": TuningArguments, "data": DataArguments, "training": TrainingArguments}
 
@@ -46,15 +47,6 @@ _TRAINING_LIMITS: dict[str, dict[str, Any]] = {
 }
 
 _KINDS = {bool: "bool", int: "int", float: "float", str: "str", Path: "str", list: "list", dict: "dict"}
-_KIND_NAMES = {
-    "bool": "true or false",
-    "int": "a whole number",
-    "float": "a number",
-    "str": "text",
-    "list": "a list of texts",
-    "dict": "a JSON object",
-    "null": "null",
-}
 
 
 class Refused(Exception):
@@ -79,34 +71,48 @@ class Option:
 
     def allowed(self) -> str:
         """What may be given, as the end of a sentence that begins with "must be"."""
-        kinds = [name for kind, name in _KIND_NAMES.items() if kind in self.kinds and kind != "null"]
+        choices = ", ".join(str(choice) for choice in self.choices)
+        if choices and "list" not in self.kinds:
+            what = say("one of {choices}", choices=choices)
+        elif choices:
+            what = say("a list of {choices}", choices=choices)
+        else:
+            what = say(" or ").join(self._kind_names())
+        return " ".join([what, say(" and ").join(self._limits())]).strip()
+
+    def _kind_names(self) -> list[str]:
+        names = {
+            "bool": say("true or false"),
+            "int": say("a whole number"),
+            "float": say("a number"),
+            "str": say("text"),
+            "list": say("a list of texts"),
+            "dict": say("a JSON object"),
+        }
         if "float" in self.kinds:
-            kinds = [name for name in kinds if name != _KIND_NAMES["int"]]
-        limits = [
-            f"{words} {bound:g}"
-            for words, bound in (
-                ("at least", self.minimum),
-                ("above", self.above),
-                ("at most", self.maximum),
-                ("below", self.below),
-            )
-            if bound is not None
-        ]
-        if self.choices and "list" not in self.kinds:
-            kinds = [f"one of {', '.join(str(choice) for choice in self.choices)}"]
-        elif self.choices:
-            kinds = [f"a list of {', '.join(str(choice) for choice in self.choices)}"]
-        return " ".join([" or ".join(kinds), " and ".join(limits)]).strip()
+            del names["int"]
+        return [name for kind, name in names.items() if kind in self.kinds]
+
+    def _limits(self) -> list[str]:
+        limits = []
+        if self.minimum is not None:
+            limits.append(say("at least {bound:g}", bound=self.minimum))
+        if self.above is not None:
+            limits.append(say("above {bound:g}", bound=self.above))
+        if self.maximum is not None:
+            limits.append(say("at most {bound:g}", bound=self.maximum))
+        if self.below is not None:
+            limits.append(say("below {bound:g}", bound=self.below))
+        return limits
 
 
 def from_json(option: Option, value: Any) -> Any:
     """`value` as read from JSON if `option` accepts it, else Refused. A whole number stays one where a float may be."""
     kind = "null" if value is None else _KINDS[type(value)]
     if kind not in option.kinds and not (kind == "int" and "float" in option.kinds):
-        hint = ""
         if kind == "str" and option.kinds & {"bool", "int", "float"} and _parse_text(option, value) is not None:
-            hint = ", without quotes"
-        raise Refused(f"must be {option.allowed()}{hint}")
+            raise Refused(say("must be {allowed}, without quotes", allowed=option.allowed()))
+        raise _must_be(option)
     _check(option, value)
     return value
 
@@ -120,18 +126,18 @@ def from_text(option: Option, texts: list[str]) -> Any:
     value: Any
     if not texts:
         if "bool" not in option.kinds:
-            raise Refused(f"needs a value: {option.allowed()}")
+            raise Refused(say("needs a value: {allowed}", allowed=option.allowed()))
         return True
     if len(texts) == 1 and texts[0] == "null" and "null" in option.kinds:
         return None
     if "list" in option.kinds and (len(texts) > 1 or "str" not in option.kinds):
         value = texts
     elif len(texts) > 1:
-        raise Refused(f"takes one value, not {len(texts)} ({option.allowed()})")
+        raise Refused(say("takes one value, not {number} ({allowed})", number=len(texts), allowed=option.allowed()))
     else:
         value = _parse_text(option, texts[0])
         if value is None:
-            raise Refused(f"must be {option.allowed()}")
+            raise _must_be(option)
     _check(option, value)
     return value
 
@@ -151,20 +157,22 @@ def _parse_text(option: Option, text: str) -> Any:
         try:
             return json.loads(text)
         except json.JSONDecodeError as error:
-            raise Refused(f"is no valid JSON object: {error}") from None
+            raise Refused(say("is no valid JSON object: {error}", error=error)) from None
     return text if "str" in option.kinds else None
 
 
 def _check(option: Option, value: Any) -> None:
     """Raises Refused for a value of the right type that is out of range or no choice."""
     if isinstance(value, list) and not all(isinstance(item, str) for item in value):
-        raise Refused(f"must be {option.allowed()}")
+        raise _must_be(option)
     items = value if isinstance(value, list) else [value]
     limited = option.choices and (isinstance(value, list) or "list" not in option.kinds)
     wrong = [item for item in items if item not in option.choices] if limited and value is not None else []
     if wrong:
         near = difflib.get_close_matches(str(wrong[0]), [str(choice) for choice in option.choices], n=1)
-        raise Refused(f"must be {option.allowed()}" + (f"; did you mean {near[0]}?" if near else ""))
+        if near:
+            raise Refused(say("must be {allowed}; did you mean {near}?", allowed=option.allowed(), near=near[0]))
+        raise _must_be(option)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     in_range = (
@@ -175,7 +183,11 @@ def _check(option: Option, value: Any) -> None:
         and (option.below is None or value < option.below)
     )
     if not in_range:
-        raise Refused(f"must be {option.allowed()}")
+        raise _must_be(option)
+
+
+def _must_be(option: Option) -> Refused:
+    return Refused(say("must be {allowed}", allowed=option.allowed()))
 
 
 @cache

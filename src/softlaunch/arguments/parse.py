@@ -17,6 +17,7 @@ from softlaunch.arguments.old_names import Idle, current_options, find_idle, fin
 from softlaunch.arguments.options import Option, Refused, from_json, from_text
 from softlaunch.arguments.sources import Given, read_sources
 from softlaunch.errors import ArgumentError
+from softlaunch.messages import say
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +75,12 @@ class _Reading:
         idle, old = find_idle(given.name), find_old_name(given.name)
         if idle is not None:
             if not _is_harmless(idle, given):
-                self.warnings.append(f"{given.shown} has no effect: {idle.reason}")
+                self.warnings.append(say("{given} has no effect: {reason}", given=given.shown, reason=say(idle.reason)))
             return
         name = old.new if old else given.name
         option = current_options().get(name)
         if option is None:
-            self.problems.append(f"{given.where}: there is no such option{_nearest(given)}")
+            self.problems.append(_no_such_option(given))
             return
         try:
             if old is not None and old.when_true is not None:
@@ -90,19 +91,31 @@ class _Reading:
                 value = _convert(option, given)
         except Refused as error:
             self.refused.add(name)
-            self.problems.append(f"{given.shown}: {error}")
+            self.problems.append(say("{given}: {problem}", given=given.shown, problem=error))
             return
         if old is not None:
-            self.warnings.append(f"{given.where} is called {name} today: write {_as_given(name, value, given).setting}")
+            setting = _as_given(name, value, given).setting
+            self.warnings.append(
+                say("{old} is called {name} today: write {setting}", old=given.where, name=name, setting=setting)
+            )
         self._set(name, value, given)
 
     def _set(self, name: str, value: Any, given: Given) -> None:
         earlier = self.origins.get(name)
         if earlier is not None and earlier.file == given.file and self.values[name] != value:
             if earlier.name == given.name:  # --option and --no_option
-                self.warnings.append(f"{earlier.shown} and {given.shown} are both given: the last one counts")
+                self.warnings.append(
+                    say("{first} and {last} are both given: the last one counts", first=earlier.shown, last=given.shown)
+                )
             else:
-                self.problems.append(f"{earlier.shown} and {given.shown} name the same option: give {name} alone")
+                self.problems.append(
+                    say(
+                        "{first} and {last} name the same option: give {name} alone",
+                        first=earlier.shown,
+                        last=given.shown,
+                        name=name,
+                    )
+                )
         self.values[name] = value
         self.origins[name] = given
 
@@ -112,10 +125,14 @@ class _Reading:
         values = {name: option.default for name, option in options.items()} | self.values
         for name, option in options.items():
             if option.required and not values[name] and name not in self.refused:
-                self.problems.append(f"{name} is missing: {option.help}")
+                self.problems.append(say("{name} is missing: {help}", name=name, help=say(option.help)))
         self.problems += [self._trace(finding) for finding in find_conflicts(values) if self._is_sure(finding)]
         idle = [self._trace(finding) for finding in find_idle_values(values, self.values) if self._is_sure(finding)]
-        idle += [f"{self.origins[name].shown} has no effect in this recipe" for name in self.values if name in unused]
+        idle += [
+            say("{given} has no effect in this recipe", given=self.origins[name].shown)
+            for name in self.values
+            if name in unused
+        ]
         self.warnings += idle
 
     def _is_sure(self, finding: Finding) -> bool:
@@ -124,8 +141,8 @@ class _Reading:
 
     def _trace(self, finding: Finding) -> str:
         names, message = finding
-        given = [self.origins[name].shown for name in names if name in self.origins]
-        return message + (f" (given: {'; '.join(given)})" if given else "")
+        given = "; ".join(self.origins[name].shown for name in names if name in self.origins)
+        return say("{message} (given: {given})", message=message, given=given) if given else message
 
 
 def _expand_negation(given: Given) -> Given:
@@ -156,18 +173,18 @@ def _as_given(name: str, value: Any, like: Given) -> Given:
     return Given(name, [value if isinstance(value, str) else json.dumps(value)])
 
 
-def _nearest(given: Given) -> str:
+def _no_such_option(given: Given) -> str:
     names = {**{name: name for name in (*current_options(), *idle_names())}, **old_names()}
     near = difflib.get_close_matches(given.name.lower().replace("-", "_"), names, n=1)
     if not near:
-        return " (--help lists all)"
-    return f"; did you mean {'' if given.file else '--'}{names[near[0]]}?"
+        return say("{given}: there is no such option (--help lists all)", given=given.where)
+    name = names[near[0]] if given.file else f"--{names[near[0]]}"
+    return say("{given}: there is no such option; did you mean {name}?", given=given.where, name=name)
 
 
 def _list_problems(problems: list[str]) -> ArgumentError:
-    if len(problems) == 1:
-        return ArgumentError(problems[0])
-    return ArgumentError("\n".join([f"{len(problems)} problems in the arguments:", *(f"  {p}" for p in problems)]))
+    title = [say("{number} problems in the arguments:", number=len(problems))] if len(problems) > 1 else []
+    return ArgumentError("\n  ".join([*title, *problems]))
 
 
 def _construct(reading: _Reading, argv: list[str]) -> Arguments:
@@ -181,9 +198,13 @@ def _construct(reading: _Reading, argv: list[str]) -> Arguments:
     data = DataArguments(**given("data"))
     try:
         training = TrainingArguments(**given("training"))
+    except ArgumentError:
+        raise
     except (ValueError, TypeError, OSError, ImportError) as error:
         # transformers' own checks, nested settings that it hands on, a file or package that an option needs
-        raise ArgumentError(f"the training arguments do not fit each other or this machine: {error}") from error
+        raise ArgumentError(
+            "the training arguments do not fit each other or this machine: {error}", error=error
+        ) from error
     return Arguments(
         model=model,
         tuning=tuning,

@@ -8,6 +8,7 @@ from typing import Any
 
 from softlaunch.arguments.redact import redact
 from softlaunch.errors import ArgumentError
+from softlaunch.messages import say
 
 _SHOWN_CHARS = 100
 
@@ -69,27 +70,49 @@ def _read_file(path: str, warnings: list[str]) -> list[Given]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ArgumentError(f"{path}: there is no such argument file (looked from {Path.cwd()})") from None
+        raise ArgumentError(
+            "{path}: there is no such argument file (looked from {directory})", path=path, directory=Path.cwd()
+        ) from None
     except UnicodeDecodeError as error:
-        raise ArgumentError(f"{path}: an argument file must be UTF-8: {error}; save it as UTF-8") from None
+        raise ArgumentError(
+            "{path}: an argument file must be UTF-8: {error}; save it as UTF-8", path=path, error=error
+        ) from None
     except OSError as error:
-        raise ArgumentError(f"{path}: the argument file cannot be read: {error.strerror}") from None
+        raise ArgumentError(
+            "{path}: the argument file cannot be read: {strerror}", path=path, strerror=error.strerror
+        ) from None
     try:
         values = json.loads(text, object_pairs_hook=collect)
     except json.JSONDecodeError as error:
-        hint = "; is this a file of rows? Name it as train_file instead" if error.msg == "Extra data" else ""
+        hint = say("; is this a file of rows? Name it as train_file instead") if error.msg == "Extra data" else ""
         raise ArgumentError(
-            f"{path}:{error.lineno}:{error.colno}: the argument file is no valid JSON: {error.msg}{hint}"
+            "{path}:{lineno}:{colno}: the argument file is no valid JSON: {msg}{hint}",
+            path=path,
+            lineno=error.lineno,
+            colno=error.colno,
+            msg=error.msg,
+            hint=hint,
         ) from None
     if not isinstance(values, dict):
         raise ArgumentError(
-            f'{path}: an argument file holds one JSON object, {{"option": value, …}}, not {type(values).__name__}'
+            '{path}: an argument file holds one JSON object, {{"option": value, …}}, not {kind}',
+            path=path,
+            kind=type(values).__name__,
         )
     for owner, key, first in repeated:
-        # Inside a nested object the values may belong to a secret that only the outer key tells of.
-        shown = f": first {json.dumps(redact(first, key), ensure_ascii=False)}" if owner is values else ""
-        last = f", last {json.dumps(redact(owner[key], key), ensure_ascii=False)}" if owner is values else ""
-        warnings.append(f"{path}: {key} is given more than once{shown}{last}; the last one counts")
+        if owner is values:
+            first, last = (json.dumps(redact(value, key), ensure_ascii=False) for value in (first, owner[key]))
+            warnings.append(
+                say(
+                    "{path}: {key} is given more than once: first {first}, last {last}; the last one counts",
+                    path=path,
+                    key=key,
+                    first=first,
+                    last=last,
+                )
+            )
+        else:  # inside a nested object the values may belong to a secret that only the outer key tells of
+            warnings.append(say("{path}: {key} is given more than once; the last one counts", path=path, key=key))
     return [Given(key, value, path) for key, value in values.items()]
 
 
@@ -103,9 +126,10 @@ def _read_flags(argv: list[str], warnings: list[str]) -> list[Given]:
             found[-1][1].append(token)
         else:
             raise ArgumentError(
-                f"'{token}' belongs to no option; write RUN.json --option value …, the file first (--help lists all)"
+                "'{token}' belongs to no option; write RUN.json --option value …, the file first (--help lists all)",
+                token=token,
             )
     for name, times in Counter(name for name, _ in found).items():
         if times > 1:
-            warnings.append(f"--{name} is given {times} times: the last one counts")
+            warnings.append(say("--{name} is given {times} times: the last one counts", name=name, times=times))
     return [Given(name, words) for name, words in dict(found).items()]

@@ -9,8 +9,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from softlaunch.data.sources import BadRow, argument_file_message, place
+from softlaunch.data.sources import BadRow, place, refuse_argument_file
 from softlaunch.errors import DataError
+from softlaunch.messages import say
 
 _MAX_SHOWN = 5  # offenders listed per kind
 
@@ -43,7 +44,7 @@ def check_row(fields: dict[str, Any], columns: Columns) -> tuple[str, str, Turns
     return fields[columns.prompt], fields.get(columns.response) or "", history
 
 
-def require_columns(path: Path, rows: list[dict[str, Any]], needed: Iterable[str], advice: str = "") -> None:
+def require_columns(path: Path, rows: list[dict[str, Any]], needed: Iterable[str], advice: str) -> None:
     """Stops if a column occurs in none of `rows`, the first of the file: then its name is wrong, not the rows.
 
     Raises:
@@ -53,13 +54,25 @@ def require_columns(path: Path, rows: list[dict[str, Any]], needed: Iterable[str
     missing = [name for name in needed if name not in found]
     if not rows or not missing:
         return
-    message = argument_file_message(path, rows[0])
-    if message is None:
-        columns = ", ".join(f'"{name}"' for name in found)
-        near = get_close_matches(missing[0], found, n=1)
-        hint = f'Did you mean "{near[0]}"?' if near else advice
-        message = f'{path} has no column "{missing[0]}". Its columns are: {columns}. {hint}'.rstrip()
-    raise DataError(message)
+    refuse_argument_file(path, rows[0])
+    columns = ", ".join(f'"{name}"' for name in found)
+    near = get_close_matches(missing[0], found, n=1)
+    raise DataError(
+        '{path} has no column "{column}". Its columns are: {columns}. {hint}',
+        path=path,
+        column=missing[0],
+        columns=columns,
+        hint=say('Did you mean "{near}"?', near=near[0]) if near else advice,
+    )
+
+
+Kind = tuple[str, str]  # kind and column of a BadRow
+
+
+def say_kind(kind: Kind) -> str:
+    """What is wrong with rows of this kind, in the user's language."""
+    template, column = kind
+    return say(template, column=column)
 
 
 @dataclass
@@ -67,26 +80,27 @@ class Problems:
     """The bad rows of one file: how many of each kind, and where the first ones stand."""
 
     num_rows: int = 0  # rows read, good ones included
-    counts: Counter[str] = field(default_factory=Counter)
-    _shown: defaultdict[str, list[tuple[int, str]]] = field(default_factory=lambda: defaultdict(list))
+    counts: Counter[Kind] = field(default_factory=Counter)
+    _shown: defaultdict[Kind, list[tuple[int, str]]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, number: int, bad: BadRow) -> None:
         """Counts a bad record of this number (see `sources`)."""
-        self.counts[bad.kind] += 1
-        if self.counts[bad.kind] <= _MAX_SHOWN:
-            self._shown[bad.kind].append((number, bad.detail))
+        kind = (bad.kind, bad.column)
+        self.counts[kind] += 1
+        if self.counts[kind] <= _MAX_SHOWN:
+            self._shown[kind].append((number, bad.detail))
 
     def error(self, path: Path) -> DataError:
         """The error that lists them."""
         num_bad = self.counts.total()
-        lines = [f"{path}: {num_bad:,} of {self.num_rows:,} rows cannot be used."]
+        lines = [say("{path}: {bad:,} of {all:,} rows cannot be used.", path=path, bad=num_bad, all=self.num_rows)]
         for kind, count in self.counts.most_common():
-            lines.append(f"{count:,} × {kind}")
+            lines.append(f"{count:,} × {say_kind(kind)}")
             lines += [f"  {place(path, number)}" + (detail and f": {detail}") for number, detail in self._shown[kind]]
             if count > _MAX_SHOWN:
-                lines.append(f"  and {count - _MAX_SHOWN:,} more")
+                lines.append(say("  and {number:,} more", number=count - _MAX_SHOWN))
         if num_bad < self.num_rows:
-            lines.append("Mend these rows, or set skip_bad_rows to drop them.")
+            lines.append(say("Mend these rows, or set skip_bad_rows to drop them."))
         return DataError("\n".join(lines))
 
 
@@ -94,23 +108,24 @@ def _text_problem(fields: dict[str, Any], name: str, *, required: bool) -> BadRo
     value = fields.get(name)
     if isinstance(value, str):
         if required and not value.strip():
-            return BadRow(f'"{name}" is empty')
+            return BadRow('"{column}" is empty', column=name)
         return None if _is_unicode(value) else _half_character(name)
     if value is not None:
         return _not_a_string(name, value)
     if not required:
         return None
-    return BadRow(f'"{name}" is null' if name in fields else f'no "{name}"')
+    return BadRow('"{column}" is null', column=name) if name in fields else BadRow('no "{column}"', column=name)
 
 
 def _not_a_string(name: str, value: Any) -> BadRow:
-    shown = reprlib.repr(value)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return BadRow(f'"{name}" is not a string', f'the number {shown}; as text: "{shown}"' if is_number else shown)
+    detail = reprlib.repr(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        detail = say('the number {shown}; as text: "{shown}"', shown=detail)
+    return BadRow('"{column}" is not a string', detail, column=name)
 
 
 def _half_character(name: str) -> BadRow:
-    return BadRow(f'"{name}" holds half a character (an unpaired surrogate, such as \\ud83d)')
+    return BadRow('"{column}" holds half a character (an unpaired surrogate, such as \\ud83d)', column=name)
 
 
 def _is_unicode(text: str) -> bool:
@@ -143,4 +158,4 @@ def _is_pair(pair: Any) -> bool:
 
 
 def _bad_history(name: str, value: Any) -> BadRow:
-    return BadRow(f'"{name}" is no list of pairs of strings, [["question", "answer"], …]', reprlib.repr(value))
+    return BadRow('"{column}" is no list of pairs of strings, [["question", "answer"], …]', reprlib.repr(value), name)

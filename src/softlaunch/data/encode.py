@@ -129,8 +129,11 @@ def _fit(tokenizer: PreTrainedTokenizerBase, prompt: _Prompt, options: EncodeOpt
         keep -= len(ids) - options.max_source_length
     (template,) = _prompt_ids(tokenizer, _render(tokenizer, [_Prompt("")], options))
     raise ArgumentError(
-        f"max_source_length is {options.max_source_length}, but the prompt's template and source_prefix alone take "
-        f"{len(template)} tokens; raise it so that the question fits too, or set legacy_truncation to cut the template"
+        "max_source_length is {max_source_length}, but the prompt's template and source_prefix alone take "
+        "{num_tokens} tokens; raise it so that the question fits too, or set legacy_truncation to cut the "
+        "template",
+        max_source_length=options.max_source_length,
+        num_tokens=len(template),
     )
 
 

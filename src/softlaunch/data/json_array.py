@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from softlaunch.errors import DataError
+from softlaunch.messages import say
 
 _BLOCK_CHARACTERS = 1 << 20
 _LONGEST_TOKEN = 16  # of the tokens that cannot be read in part: "-Infinity", "\\ud83d\\ude00", …
@@ -32,7 +33,7 @@ def array_values(path: Path, file: TextIO) -> Iterator[tuple[int, Any]]:
         yield text.line, text.value()
         delimiter = text.take(",]")
     if text.peek():
-        raise text.error("something follows after the end of the array")
+        raise text.error(say("something follows after the end of the array"))
 
 
 class _JsonText:
@@ -58,8 +59,10 @@ class _JsonText:
         """Goes past the next character, which must be one of `allowed`, and returns it."""
         character = self.peek()
         if not character or character not in allowed:
-            found = f"found {character}" if character else "the file ends"
-            raise self.error(f"expected {' or '.join(allowed)}, {found}")
+            expected = say(" or ").join(allowed)
+            if character:
+                raise self.error(say("expected {expected}, found {found}", expected=expected, found=character))
+            raise self.error(say("expected {expected}, the file ends", expected=expected))
         self._advance(self._position + 1)
         return character
 
@@ -81,8 +84,11 @@ class _JsonText:
 
     def error(self, problem: str) -> DataError:
         return DataError(
-            f"{self._path}:{self.line}: broken JSON: {problem}. Mend it there; "
-            "skip_bad_rows can drop a broken line of JSON lines, but not a part of an array."
+            "{path}:{line}: broken JSON: {problem}. Mend it there; skip_bad_rows can drop a broken line of JSON "
+            "lines, but not a part of an array.",
+            path=self._path,
+            line=self.line,
+            problem=problem,
         )
 
     def _advance(self, position: int) -> None:

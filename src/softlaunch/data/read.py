@@ -17,14 +17,15 @@ import datasets
 import pyarrow as pa
 from filelock import FileLock
 
-from softlaunch.data.check import Columns, Problems, check_row, require_columns
+from softlaunch.data.check import Columns, Kind, Problems, check_row, require_columns, say_kind
 from softlaunch.data.sources import BadRow, records, require_source
 from softlaunch.data.text_encoding import codec_name
 from softlaunch.errors import DataError
+from softlaunch.messages import say
 
 logger = logging.getLogger(__name__)
 
-_CHECK_VERSION = 1  # raise it when the same file and options give other rows
+_CHECK_VERSION = 2  # raise it when the same file and options give other rows
 _ROWS_FILE = "rows.arrow"
 _DROPPED_FILE = "dropped.json"
 _BATCH_ROWS = 1000
@@ -103,8 +104,9 @@ def _write_good_rows(
         if problems.counts and not (skip_bad_rows and num_written):
             raise problems.error(path)
         if not num_written:
-            raise DataError(f"{path} has no rows. A data file needs at least one.")
-        (directory / _DROPPED_FILE).write_text(json.dumps({"num_rows": problems.num_rows, "counts": problems.counts}))
+            raise DataError("{path} has no rows. A data file needs at least one.", path=path)
+        dropped = {"num_rows": problems.num_rows, "counts": list(problems.counts.items())}
+        (directory / _DROPPED_FILE).write_text(json.dumps(dropped))
         incomplete.replace(directory / _ROWS_FILE)
     finally:
         incomplete.unlink(missing_ok=True)
@@ -115,7 +117,9 @@ def _good_rows(path: Path, codec: str, columns: Columns, problems: Problems) -> 
     found = records(path, codec)
     head = list(islice(found, _HEAD_ROWS))
     head_fields = [fields for _, fields in head if isinstance(fields, dict)]
-    require_columns(path, head_fields, (columns.prompt, columns.response))
+    require_columns(
+        path, head_fields, (columns.prompt, columns.response), say("Set prompt_column and response_column.")
+    )
     has_history = False
     for row_id, (number, fields) in enumerate(chain(head, found)):
         problems.num_rows += 1
@@ -126,9 +130,8 @@ def _good_rows(path: Path, codec: str, columns: Columns, problems: Problems) -> 
         else:
             yield (row_id, *row)
     if columns.history and not has_history:
-        require_columns(
-            path, head_fields, [columns.history], advice="Leave history_column out if no row has a history."
-        )
+        advice = say("Leave history_column out if no row has a history.")
+        require_columns(path, head_fields, [columns.history], advice)
 
 
 def _write_arrow(path: Path, rows: Iterator[tuple], *, with_history: bool) -> int:
@@ -148,7 +151,16 @@ def _write_arrow(path: Path, rows: Iterator[tuple], *, with_history: bool) -> in
     return num_written
 
 
-def _log_dropped(path: Path, num_rows: int, counts: dict[str, int]) -> None:
+def _log_dropped(path: Path, num_rows: int, counts: list[tuple[Kind, int]]) -> None:
     if counts:
-        kinds = "; ".join(f"{count:,} × {kind}" for kind, count in counts.items())
-        logger.warning("%s: dropped %s of %s rows: %s", path, f"{sum(counts.values()):,}", f"{num_rows:,}", kinds)
+        kinds = "; ".join(f"{count:,} × {say_kind(kind)}" for kind, count in counts)
+        dropped = sum(count for _, count in counts)
+        logger.warning(
+            say(
+                "{path}: dropped {dropped:,} of {all:,} rows: {kinds}",
+                path=path,
+                dropped=dropped,
+                all=num_rows,
+                kinds=kinds,
+            )
+        )

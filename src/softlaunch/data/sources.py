@@ -18,19 +18,24 @@ from typing import Any
 from softlaunch.data.json_array import array_values
 from softlaunch.data.text_encoding import encoding_error
 from softlaunch.errors import DataError
+from softlaunch.messages import say
 
 _START_CHARACTERS = 1 << 16  # enough to know the format by, and to hold any argument file
 _PARQUET_MAGIC = b"PAR1"
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_ALLOWED = "Allowed: JSON lines, one JSON array, CSV (.csv), TSV (.tsv), Parquet, a directory that save_to_disk wrote."
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """Why a row cannot be used: `kind` is the same for all rows with the same fault, `detail` belongs to this one."""
+    """Why a row cannot be used.
+
+    `kind`, a template for `say` in which `{column}` may stand, is the same for all rows with the same fault; `detail`
+    belongs to this one.
+    """
 
     kind: str
     detail: str = ""
+    column: str = ""
 
 
 Record = tuple[int, dict[str, Any] | BadRow]
@@ -45,7 +50,7 @@ def require_source(path: Path) -> None:
     if path.is_dir():
         _require_dataset_directory(path)
     elif not path.exists():
-        raise DataError(_missing_message(path))
+        raise _missing(path)
 
 
 def records(path: Path, codec: str) -> Iterator[Record]:
@@ -65,28 +70,51 @@ def place(path: Path, number: int) -> str:
     return f"{path}:{number}" if path.is_file() and not _is_parquet(path) else f"{path}:row {number}"
 
 
-def argument_file_message(path: Path, fields: dict[str, Any]) -> str | None:
-    """What to say if these fields are those of a run's argument file and not of a row; else None."""
+def refuse_argument_file(path: Path, fields: dict[str, Any]) -> None:
+    """Stops if these fields are those of a run's argument file and not of a row. Raises DataError."""
     if fields.keys().isdisjoint(("model_name_or_path", "train_file", "output_dir")):
-        return None
+        return
     named = fields.get("train_file")
-    hint = f' ("{named}", as it says itself)' if isinstance(named, str) else ""
-    return f"{path} is an argument file of a run, not a file of rows. Give the file that holds the rows{hint}."
+    hint = say(' ("{named}", as it says itself)', named=named) if isinstance(named, str) else ""
+    raise DataError(
+        "{path} is an argument file of a run, not a file of rows. Give the file that holds the rows{hint}.",
+        path=path,
+        hint=hint,
+    )
 
 
-def _missing_message(path: Path) -> str:
+def _allowed() -> str:
+    return say(
+        "Allowed: JSON lines, one JSON array, CSV (.csv), TSV (.tsv), Parquet, a directory that save_to_disk wrote."
+    )
+
+
+def _missing(path: Path) -> DataError:
     names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = get_close_matches(path.name, names, n=1)
-    hint = f' In the same directory there is "{near[0]}".' if near else ""
-    return f"The data file {path} does not exist (looked for {path.absolute()}).{hint}"
+    return DataError(
+        "The data file {path} does not exist (looked for {absolute}).{hint}",
+        path=path,
+        absolute=path.absolute(),
+        hint=say(' In the same directory there is "{near}".', near=near[0]) if near else "",
+    )
 
 
 def _require_dataset_directory(path: Path) -> None:
     if (path / "dataset_dict.json").exists():
         splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
-        raise DataError(f"{path} holds several splits: {', '.join(splits)}. Give one, such as {path / splits[0]}.")
+        raise DataError(
+            "{path} holds several splits: {splits}. Give one, such as {first}.",
+            path=path,
+            splits=", ".join(splits),
+            first=path / splits[0],
+        )
     if not (path / "state.json").exists():
-        raise DataError(f"{path} is a directory, but not one that the save_to_disk of datasets wrote. {_ALLOWED}")
+        raise DataError(
+            "{path} is a directory, but not one that the save_to_disk of datasets wrote. {allowed}",
+            path=path,
+            allowed=_allowed(),
+        )
 
 
 def _is_parquet(path: Path) -> bool:
@@ -104,7 +132,7 @@ def _reader(path: Path, codec: str) -> Callable[[Path], Iterator[Record]]:
     with path.open(encoding=codec) as file:
         start = file.read(_START_CHARACTERS).lstrip()
     if not start:
-        raise DataError(f"{path} is empty. A data file needs at least one row.")
+        raise DataError("{path} is empty. A data file needs at least one row.", path=path)
     if suffix in _DELIMITERS:
         return partial(_delimited, codec=codec, delimiter=_DELIMITERS[suffix])
     if start.startswith("["):
@@ -112,16 +140,27 @@ def _reader(path: Path, codec: str) -> Callable[[Path], Iterator[Record]]:
     if start.startswith("{"):
         _refuse_spread_object(path, start)
         return partial(_json_lines, codec=codec)
-    raise DataError(f"{path} is of an unknown format: it begins with {start[:20]!r}. {_ALLOWED}")
+    raise DataError(
+        "{path} is of an unknown format: it begins with {start!r}. {allowed}",
+        path=path,
+        start=start[:20],
+        allowed=_allowed(),
+    )
 
 
 def _refuse_binary(path: Path) -> None:
     with path.open("rb") as file:
         magic = file.read(40)
     if magic.startswith(b"version https://git-lfs.github.com"):
-        raise DataError(f"{path} is a Git LFS pointer, not the data itself. Fetch the data with: git lfs pull")
+        raise DataError(
+            "{path} is a Git LFS pointer, not the data itself. Fetch the data with: git lfs pull", path=path
+        )
     if magic.startswith((b"\x1f\x8b", b"PK\x03\x04")):
-        raise DataError(f"{path} is compressed (gzip, zip or Excel). Unpack it, or export it as CSV. {_ALLOWED}")
+        raise DataError(
+            "{path} is compressed (gzip, zip or Excel). Unpack it, or export it as CSV. {allowed}",
+            path=path,
+            allowed=_allowed(),
+        )
 
 
 def _refuse_spread_object(path: Path, start: str) -> None:
@@ -132,15 +171,17 @@ def _refuse_spread_object(path: Path, start: str) -> None:
         fields, end = json.JSONDecoder().raw_decode(start)
     except (ValueError, RecursionError):
         return  # broken: the reader of lines says where
-    message = argument_file_message(path, fields)
-    if message is None and start[end:].strip():
-        message = (
-            f"{path}: a row spans several lines. Write one row to a line, or the rows as one array: [{{…}}, {{…}}]."
+    refuse_argument_file(path, fields)
+    if start[end:].strip():
+        raise DataError(
+            "{path}: a row spans several lines. Write one row to a line, or the rows as one array: [{{…}}, {{…}}].",
+            path=path,
         )
-    if message is None:
-        keys = ", ".join(f'"{key}"' for key in list(fields)[:10])
-        message = f"{path} is a single JSON object with {keys}. Write one row to a line, or the rows as one array."
-    raise DataError(message)
+    raise DataError(
+        "{path} is a single JSON object with {keys}. Write one row to a line, or the rows as one array.",
+        path=path,
+        keys=", ".join(f'"{key}"' for key in list(fields)[:10]),
+    )
 
 
 def _json_lines(path: Path, codec: str) -> Iterator[Record]:
@@ -151,7 +192,7 @@ def _json_lines(path: Path, codec: str) -> Iterator[Record]:
             try:
                 fields = json.loads(line)
             except json.JSONDecodeError as error:
-                yield number, BadRow("broken JSON", f"{error.msg}, column {error.colno}")
+                yield number, BadRow("broken JSON", say("{msg}, column {colno}", msg=error.msg, colno=error.colno))
             except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of brackets
                 yield number, BadRow("broken JSON", str(error))
             else:
@@ -161,7 +202,7 @@ def _json_lines(path: Path, codec: str) -> Iterator[Record]:
 def _object(value: Any) -> dict[str, Any] | BadRow:
     if isinstance(value, dict):
         return value
-    return BadRow("not a JSON object, such as {…}", f"found {type(value).__name__}")
+    return BadRow("not a JSON object, such as {{…}}", say("found {kind}", kind=type(value).__name__))
 
 
 def _json_array(path: Path, codec: str) -> Iterator[Record]:
@@ -191,16 +232,23 @@ def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
     try:
         header = next(reader)
     except csv.Error as error:
-        raise DataError(f"{path}:1: broken CSV in the header: {error}. The first line must name the columns.") from None
+        raise DataError(
+            "{path}:1: broken CSV in the header: {error}. The first line must name the columns.", path=path, error=error
+        ) from None
     repeated = [name for name, count in Counter(header).items() if count > 1]
     if repeated:
-        raise DataError(f'{path}:1: the header names the column "{repeated[0]}" more than once. Rename or drop one.')
+        raise DataError(
+            '{path}:1: the header names the column "{column}" more than once. Rename or drop one.',
+            path=path,
+            column=repeated[0],
+        )
     return header
 
 
 def _named(header: list[str], values: list[str]) -> dict[str, Any] | BadRow:
     if len(values) != len(header):
-        return BadRow("not as many fields as the header has", f"{len(values)} instead of {len(header)}")
+        detail = say("{found} instead of {expected}", found=len(values), expected=len(header))
+        return BadRow("not as many fields as the header has", detail)
     return dict(zip(header, values, strict=True))
 
 
@@ -212,7 +260,7 @@ def _parquet(path: Path) -> Iterator[Record]:
         batches = pa.parquet.ParquetFile(path).iter_batches(batch_size=1000)
         yield from enumerate(row for batch in batches for row in batch.to_pylist())
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path} is a damaged Parquet file: {error}") from None
+        raise DataError("{path} is a damaged Parquet file: {error}", path=path, error=error) from None
 
 
 def _dataset_directory(path: Path) -> Iterator[Record]:

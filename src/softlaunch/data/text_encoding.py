@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 from softlaunch.errors import ArgumentError, DataError
+from softlaunch.messages import say
 
 _BLOCK_BYTES = 1 << 20
 _GUESSES = ("utf-8", "gb18030")
@@ -21,8 +22,9 @@ def codec_name(file_encoding: str) -> str:
         io.TextIOWrapper(io.BytesIO(), encoding=file_encoding)  # unlike codecs.lookup, refuses "hex" and the like
     except LookupError:
         raise ArgumentError(
-            f'file_encoding is "{file_encoding}", which is no known text encoding. '
-            'Write "utf-8", "gb18030" (covers GBK and GB2312), "big5", "utf-16" or another name that Python knows.'
+            'file_encoding is "{file_encoding}", which is no known text encoding. Write "utf-8", "gb18030" '
+            '(covers GBK and GB2312), "big5", "utf-16" or another name that Python knows.',
+            file_encoding=file_encoding,
         ) from None
     name = codecs.lookup(file_encoding).name
     return "utf-8-sig" if name == "utf-8" else name
@@ -35,19 +37,28 @@ def encoding_error(path: Path, codec: str) -> DataError:
         begin = max(0, offset - _BLOCK_BYTES)
         file.seek(begin)
         around = file.read(2 * _BLOCK_BYTES)
-    what = f"{path}:{line}: byte 0x{around[offset - begin]:02x} is not {_public_name(codec)}"
+    byte = around[offset - begin]
+    what = say(
+        "{path}:{line}: byte 0x{byte:02x} is not {codec}", path=path, line=line, byte=byte, codec=_public_name(codec)
+    )
     if _is_utf8_with_damage(codec, around):
         return DataError(
-            f"{what}, though the text around it is: the line is damaged, the encoding is right. "
-            "Mend or delete the line; skip_bad_rows does not reach into a line that cannot be decoded."
+            "{what}, though the text around it is: the line is damaged, the encoding is right. Mend or delete the "
+            "line; skip_bad_rows does not reach into a line that cannot be decoded.",
+            what=what,
         )
     guess = _guess(path, codec)
     if guess is None:
-        return DataError(f"{what}, and no other likely encoding fits. Save the file as UTF-8, or set file_encoding.")
+        return DataError(
+            "{what}, and no other likely encoding fits. Save the file as UTF-8, or set file_encoding.", what=what
+        )
     line_begin = around.rfind(b"\n", 0, offset - begin) + 1
     shown = around[line_begin:].decode(guess, errors="replace").partition("\n")[0].strip()[:40]
     return DataError(
-        f'{what}. Read as {guess} the line begins: {shown}\nIf that is right, set file_encoding to "{guess}".'
+        '{what}. Read as {guess} the line begins: {shown}\nIf that is right, set file_encoding to "{guess}".',
+        what=what,
+        guess=guess,
+        shown=shown,
     )
 
 

@@ -1,4 +1,8 @@
-"""What users are told, in their language: English in the code, another language in a catalogue beside this file."""
+"""What users are told, in their language: English in the code, another language in a catalogue beside this file.
+
+A catalogue `zh.json` maps each English template to its translation. A template is a constant where it is said, so that
+a test can hold the catalogue against the code; a message of several parts is put together from parts that are said.
+"""
 
 import json
 import os
@@ -7,21 +11,35 @@ from pathlib import Path
 from typing import Any
 
 _CATALOGUES = Path(__file__).parent
+_UNTRANSLATED = ("C", "POSIX")
 
 
-def say(template: str, **values: Any) -> str:
-    """`template` in the user's language (else English) with `values` in its places, `{name}` or `{name!r}`."""
-    return _catalogue(language()).get(template, template).format(**values)
+def say(template: str, /, **values: Any) -> str:
+    """`template` in the user's language (else English), with `values` in its places: `{name}`, `{name!r}`, `{name:,}`.
+
+    Without values it is taken as it stands, braces included.
+    """
+    text = _catalogue(language()).get(template, template)
+    return text.format(**values) if values else text
 
 
 def language() -> str:
-    """The two letters of the user's language, by the first of the locale's variables that is set; `en` if none is."""
-    variables = ("LC_ALL", "LC_MESSAGES", "LANG")
-    found = next((value for value in map(os.environ.get, variables) if value), "en")
-    return found[:2].lower()
+    """The two letters of the user's language, `en` if the environment names none.
+
+    As gettext finds it: the first of LC_ALL, LC_MESSAGES and LANG that is set, or, unless that is the C locale, the
+    first language of LANGUAGE that there is a catalogue for.
+    """
+    locale = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "C")
+    if locale.partition(".")[0] in _UNTRANSLATED:
+        return "en"
+    asked = [name[:2].lower() for name in (*os.environ.get("LANGUAGE", "").split(":"), locale) if name]
+    return next((name for name in asked if name == "en" or _file(name).is_file()), "en")
+
+
+def _file(language: str) -> Path:
+    return _CATALOGUES / f"{language}.json"
 
 
 @cache
 def _catalogue(language: str) -> dict[str, str]:
-    file = _CATALOGUES / f"{language}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {} if language == "en" else json.loads(_file(language).read_text(encoding="utf-8"))

@@ -33,14 +33,19 @@ def glm_config(released: dict[str, Any], path: str) -> GlmConfig:
     """
     if "position_encoding_2d" in released or "num_layers" not in released or "ffn_hidden_size" not in released:
         raise CheckpointError(
-            f"{path}: this is ChatGLM-6B (v1), another network under the same model_type; it cannot be loaded yet. "
-            "Use ChatGLM2-6B, ChatGLM3-6B or GLM-4-9B."
+            "{path}: this is ChatGLM-6B (v1), another network under the same model_type; it cannot be loaded yet. "
+            "Use ChatGLM2-6B, ChatGLM3-6B or GLM-4-9B.",
+            path=path,
         )
     for key, value in _FIXED.items():
         if released.get(key, value) != value:
             raise CheckpointError(
-                f"{path}/config.json: {key} is {released[key]!r}, ChatGLM2, ChatGLM3 and GLM-4 have {value!r}; "
-                "this variant of the network is not supported."
+                "{path}/config.json: {key} is {found!r}, ChatGLM2, ChatGLM3 and GLM-4 have {expected!r}; this variant "
+                "of the network is not supported.",
+                path=path,
+                key=key,
+                found=released[key],
+                expected=value,
             )
     heads = released["num_attention_heads"]
     return GlmConfig(

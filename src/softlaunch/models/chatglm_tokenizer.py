@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from transformers import PreTrainedTokenizerFast
 
 from softlaunch.errors import CheckpointError
+from softlaunch.messages import say
 
 ChatGLMStyle = Literal["chatglm2", "chatglm3"]
 
@@ -159,28 +160,35 @@ def read_sentencepiece(file: Path) -> Any:
     """The `ModelProto` in `file`, checked to be of the kind that `build_chatglm_tokenizer` reproduces exactly."""
     content = file.read_bytes()
     if content.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{file}: this is a Git LFS pointer, not the file itself; run `git lfs pull` there")
+        raise CheckpointError(
+            "{file}: this is a Git LFS pointer, not the file itself; run `git lfs pull` there", file=file
+        )
     model: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         model.ParseFromString(content)
     except DecodeError as error:
-        raise CheckpointError(f"{file}: this is no sentencepiece model, or it is cut off; fetch it again") from error
+        raise CheckpointError(
+            "{file}: this is no sentencepiece model, or it is cut off; fetch it again", file=file
+        ) from error
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     expected = {
-        "the type BPE": trainer.model_type == _SENTENCEPIECE_BPE,
-        "byte fallback": trainer.byte_fallback,
-        "no text normalization": not normalizer.precompiled_charsmap and not normalizer.remove_extra_whitespaces,
-        "a space put in front": normalizer.add_dummy_prefix and not trainer.treat_whitespace_as_suffix,
-        "an eos piece": trainer.eos_id >= 0,
-        "no user-defined pieces": all(piece.type != _USER_DEFINED for piece in model.pieces),
-        "no piece of a control token's name": {piece.piece for piece in model.pieces}.isdisjoint(
+        say("the type BPE"): trainer.model_type == _SENTENCEPIECE_BPE,
+        say("byte fallback"): trainer.byte_fallback,
+        say("no text normalization"): not normalizer.precompiled_charsmap and not normalizer.remove_extra_whitespaces,
+        say("a space put in front"): normalizer.add_dummy_prefix and not trainer.treat_whitespace_as_suffix,
+        say("an eos piece"): trainer.eos_id >= 0,
+        say("no user-defined pieces"): all(piece.type != _USER_DEFINED for piece in model.pieces),
+        say("no piece of a control token's name"): {piece.piece for piece in model.pieces}.isdisjoint(
             CONTROL_TOKENS["chatglm3"]
         ),
     }
     unmet = [name for name, is_met in expected.items() if not is_met]
     if unmet:
         raise CheckpointError(
-            f"{file}: this one lacks {', '.join(unmet)}. The sentencepiece model of ChatGLM2 and ChatGLM3 has "
-            f"{', '.join(expected)}; this one belongs to another model, or was trained with other settings"
+            "{file}: this one lacks {unmet}. The sentencepiece model of ChatGLM2 and ChatGLM3 has {expected}; "
+            "this one belongs to another model, or was trained with other settings",
+            file=file,
+            unmet=", ".join(unmet),
+            expected=", ".join(expected),
         )
     return model

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from softlaunch.errors import CheckpointError
 from softlaunch.models.chatglm import load_released_chatglm
-from softlaunch.models.quantize import own_gpu, quantization_config
+from softlaunch.models.quantize import keep_weights_as_loaded, own_gpu, quantization_config
 
 logger = logging.getLogger(__name__)
 
@@ -76,24 +77,30 @@ def load_model(
         raise
     except Exception as error:
         # Whatever transformers, torch and safetensors raise over files that are missing, cut off or not what they seem
-        raise CheckpointError(f"{path}: the model cannot be loaded: {error}") from error
+        raise CheckpointError("{path}: the model cannot be loaded: {error}", path=path, error=error) from error
     _check_complete(path, info)
+    if quantization_bit == 4 and is_deepspeed_zero3_enabled():
+        keep_weights_as_loaded(model)
     return model
 
 
 def read_config(path: str, **hub_kwargs: Any) -> dict[str, Any]:
     """The content of `config.json`; raises CheckpointError when there is none."""
     if not Path(path).is_dir() and Path(path).exists():
-        raise CheckpointError(f"{path}: this is a file; model_name_or_path takes the directory that holds config.json")
+        raise CheckpointError(
+            "{path}: this is a file; model_name_or_path takes the directory that holds config.json", path=path
+        )
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise CheckpointError(
-            f"{path}: no config.json here; model_name_or_path takes a checkpoint directory as released"
+            "{path}: no config.json here; model_name_or_path takes a checkpoint directory as released", path=path
         )
     try:
         return PretrainedConfig.get_config_dict(path, **hub_kwargs)[0]
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: no such directory, and nothing under this name on the hub ({str(error).splitlines()[0]})"
+            "{path}: no such directory, and nothing under this name on the hub ({reason})",
+            path=path,
+            reason=str(error).splitlines()[0],
         ) from error
 
 
@@ -102,13 +109,20 @@ def _check_complete(path: str, info: dict[str, Any]) -> None:
     quantized = sorted(k for k in info["unexpected_keys"] if k.endswith("weight_scale"))
     if quantized:
         raise CheckpointError(
-            f"{path}: these weights were quantized by the original code ({quantized[0]}, …) and cannot be unpacked; "
-            "use the float16 release of the model, with quantization_bit 4 or 8 if memory is short"
+            "{path}: these weights were quantized by the original code ({name}, …) and cannot be unpacked; use "
+            "the float16 release of the model, with quantization_bit 4 or 8 if memory is short",
+            path=path,
+            name=quantized[0],
         )
     if missing or mismatched:
         raise CheckpointError(
-            f"{path}: the weights do not fit config.json: {len(missing)} missing {missing[:3]}, {len(mismatched)} of "
-            f"another shape {mismatched[:3]}; a shard may be absent, or the config belongs to another model"
+            "{path}: the weights do not fit config.json: {num_missing} missing {missing}, {num_mismatched} of "
+            "another shape {mismatched}; a shard may be absent, or the config belongs to another model",
+            path=path,
+            num_missing=len(missing),
+            missing=missing[:3],
+            num_mismatched=len(mismatched),
+            mismatched=mismatched[:3],
         )
     if info["unexpected_keys"]:
         unexpected = sorted(info["unexpected_keys"])

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from softlaunch.errors import ArgumentError
@@ -23,7 +24,7 @@ def quantization_config(bits: int, compute_dtype: torch.dtype) -> BitsAndBytesCo
     Raises ArgumentError for other numbers, and when bitsandbytes is not installed.
     """
     if bits not in (4, 8):
-        raise ArgumentError(f"quantization_bit is {bits}; allowed are 4 and 8, or leave it out")
+        raise ArgumentError("quantization_bit is {bits}; allowed are 4 and 8, or leave it out", bits=bits)
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
@@ -40,6 +41,18 @@ def quantization_config(bits: int, compute_dtype: torch.dtype) -> BitsAndBytesCo
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
     )
+
+
+def keep_weights_as_loaded(model: nn.Module) -> None:
+    """Stop bitsandbytes from packing 4-bit weights anew for the CPU at the first evaluation.
+
+    ZeRO-3 has split the weights by then and puts them together by the sizes that they were loaded with.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 @contextmanager

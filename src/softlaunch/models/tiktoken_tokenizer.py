@@ -94,14 +94,22 @@ def _read_ranks(file: Path) -> dict[bytes, int]:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
             raise CheckpointError(
-                f"{file}:{number}: {line[:40]!r} is no base64 token with its rank; the file is damaged, fetch it again"
+                "{file}:{number}: {line!r} is no base64 token with its rank; the file is damaged, fetch it again",
+                file=file,
+                number=number,
+                line=line[:40],
             ) from error
     num_bytes = sum(len(token) == 1 for token in ranks)
     if sorted(ranks.values()) != list(range(len(ranks))) or num_bytes != 256:
         raise CheckpointError(
-            f"{file}: {len(ranks)} tokens with ranks from {min(ranks.values())} to {max(ranks.values())}, {num_bytes} "
-            "of them single bytes; expected are ranks without a gap from 0, and all 256 bytes. The file is cut off or "
-            "belongs to another tokenizer; fetch it again"
+            "{file}: {num_tokens} tokens with ranks from {first} to {last}, {num_bytes} of them single bytes; "
+            "expected are ranks without a gap from 0, and all 256 bytes. The file is cut off or belongs to "
+            "another tokenizer; fetch it again",
+            file=file,
+            num_tokens=len(ranks),
+            first=min(ranks.values()),
+            last=max(ranks.values()),
+            num_bytes=num_bytes,
         )
     return ranks
 

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from softlaunch.errors import ArgumentError, CheckpointError
+from softlaunch.messages import say
 from softlaunch.models.chatglm_tokenizer import (
     CONTROL_TOKENS,
     ChatGLMStyle,
@@ -45,26 +46,35 @@ def load_tokenizer(
     """
     path = os.fspath(path)
     if prompt_style not in PROMPT_STYLES:
-        raise ArgumentError(f"prompt_style is {prompt_style!r}; allowed are {', '.join(PROMPT_STYLES)}")
+        raise ArgumentError(
+            "prompt_style is {prompt_style!r}; allowed are {allowed}",
+            prompt_style=prompt_style,
+            allowed=", ".join(PROMPT_STYLES),
+        )
     config = _read_json(path, "config.json", hub_kwargs)
     if not config and not Path(path).is_dir():
-        raise _nothing_there(path, "no config.json found")  # offline, every further look would take half a minute
+        raise _nothing_there(path, say("no config.json found"))  # offline, every further look would take half a minute
     tokenizer_config = _read_json(path, "tokenizer_config.json", hub_kwargs)
     if not config and not tokenizer_config:
         raise CheckpointError(
-            f"{path}: no config.json and no tokenizer_config.json here; give a checkpoint directory as released"
+            "{path}: no config.json and no tokenizer_config.json here; give a checkpoint directory as released",
+            path=path,
         )
     if _is_released_chatglm(config, tokenizer_config):
         tokenizer = _load_chatglm(path, prompt_style, config, tokenizer_config, hub_kwargs)
     elif prompt_style in CONTROL_TOKENS:
         raise ArgumentError(
-            f"{path}: prompt_style is {prompt_style!r}, but this is neither ChatGLM2-6B nor ChatGLM3-6B as released; "
-            "leave it out, the tokenizer's own chat template is used"
+            "{path}: prompt_style is {prompt_style!r}, but this is neither ChatGLM2-6B nor ChatGLM3-6B as "
+            "released; leave it out, the tokenizer's own chat template is used",
+            path=path,
+            prompt_style=prompt_style,
         )
     else:
         tokenizer = _load_auto(path, hub_kwargs)
     if prompt_style == "chat_template" and tokenizer.chat_template is None:
-        raise ArgumentError(f"{path}: prompt_style is 'chat_template', but the tokenizer has none; use 'plain'")
+        raise ArgumentError(
+            "{path}: prompt_style is 'chat_template', but the tokenizer has none; use 'plain'", path=path
+        )
     if prompt_style == "plain":
         tokenizer.chat_template = None
     return tokenizer
@@ -80,23 +90,28 @@ def _load_chatglm(
     file = _find_file(path, "tokenizer.model", hub_kwargs)
     if "position_encoding_2d" in config or (file is None and _find_file(path, "ice_text.model", hub_kwargs)):
         raise CheckpointError(
-            f"{path}: this is ChatGLM-6B (v1), which is not supported yet; use ChatGLM2-6B or ChatGLM3-6B"
+            "{path}: this is ChatGLM-6B (v1), which is not supported yet; use ChatGLM2-6B or ChatGLM3-6B", path=path
         )
     if file is None:
         raise CheckpointError(
-            f"{path}: there is no tokenizer.model; copy the file of that name from the released ChatGLM2-6B or "
-            "ChatGLM3-6B (they share it) into the directory"
+            "{path}: there is no tokenizer.model; copy the file of that name from the released ChatGLM2-6B or "
+            "ChatGLM3-6B (they share it) into the directory",
+            path=path,
         )
     if is_tiktoken(file):
         if prompt_style in CONTROL_TOKENS:
-            raise ArgumentError(f"{path}: prompt_style is {prompt_style!r}, but this is GLM-4; leave it out")
+            raise ArgumentError(
+                "{path}: prompt_style is {prompt_style!r}, but this is GLM-4; leave it out",
+                path=path,
+                prompt_style=prompt_style,
+            )
         return build_glm4(file, name_or_path=path)
     model = read_sentencepiece(file)
     style, reason = _find_prompt_style(path, config, tokenizer_config, hub_kwargs)
     for asked in CONTROL_TOKENS:
         if asked == prompt_style:
-            style, reason = asked, "as asked for"
-    logger.info("%s: prompts in the style of %s (%s)", path, style, reason)
+            style, reason = asked, say("as asked for")
+    logger.info(say("{path}: prompts in the style of {style} ({reason})", path=path, style=style, reason=reason))
     return build_chatglm_tokenizer(model, style, name_or_path=path)
 
 
@@ -112,22 +127,24 @@ def _find_prompt_style(
 ) -> tuple[ChatGLMStyle, str]:
     """ChatGLM2 or ChatGLM3, and why: by its role tokens, else by name, else by the released code, which is not run."""
     if "<|" in json.dumps(tokenizer_config, ensure_ascii=False):
-        return "chatglm3", "tokenizer_config.json knows role tokens"
+        return "chatglm3", say("tokenizer_config.json knows role tokens")
     paths = [tokenizer_config.get("name_or_path"), config.get("_name_or_path"), path]
     for name in (Path(path).name for path in paths if path):
         for style in CONTROL_TOKENS:
             if style in name.lower().replace("-", ""):
-                return style, f"from the name {name}"
+                return style, say("from the name {name}", name=name)
     code = _find_file(path, "tokenization_chatglm.py", hub_kwargs)
     if code is not None:
         has_roles = "<|user|>" in code.read_text(encoding="utf-8")
-        return "chatglm3" if has_roles else "chatglm2", "from tokenization_chatglm.py"
+        return "chatglm3" if has_roles else "chatglm2", say("from tokenization_chatglm.py")
     logger.warning(
-        "%s: nothing here tells ChatGLM2 from ChatGLM3; if it is ChatGLM3, give prompt_style chatglm3, "
-        "or put ChatGLM3's name into _name_or_path of config.json",
-        path,
+        say(
+            "{path}: nothing here tells ChatGLM2 from ChatGLM3; if it is ChatGLM3, give prompt_style chatglm3, or put "
+            "ChatGLM3's name into _name_or_path of config.json",
+            path=path,
+        )
     )
-    return "chatglm2", "no sign of ChatGLM3"
+    return "chatglm2", say("no sign of ChatGLM3")
 
 
 def _load_auto(path: str, hub_kwargs: Mapping[str, Any]) -> PreTrainedTokenizerBase:
@@ -137,8 +154,10 @@ def _load_auto(path: str, hub_kwargs: Mapping[str, Any]) -> PreTrainedTokenizerB
         if not Path(path).is_dir():
             raise _nothing_there(path, str(error)) from error
         raise CheckpointError(
-            f"{path}: no tokenizer can be loaded from here: {error}\nThe directory needs a tokenizer.json, or the "
-            "vocabulary files of a tokenizer that transformers knows; code beside a checkpoint is never run"
+            "{path}: no tokenizer can be loaded from here: {error}\nThe directory needs a tokenizer.json, or the "
+            "vocabulary files of a tokenizer that transformers knows; code beside a checkpoint is never run",
+            path=path,
+            error=error,
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -154,7 +173,9 @@ def _read_json(path: str, name: str, hub_kwargs: Mapping[str, Any]) -> dict[str,
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{file}: this is not valid JSON ({error}); fetch the file again") from error
+        raise CheckpointError(
+            "{file}: this is not valid JSON ({error}); fetch the file again", file=file, error=error
+        ) from error
 
 
 def _find_file(path: str, name: str, hub_kwargs: Mapping[str, Any]) -> Path | None:
@@ -162,7 +183,7 @@ def _find_file(path: str, name: str, hub_kwargs: Mapping[str, Any]) -> Path | No
     if directory.is_dir():
         return directory / name if (directory / name).is_file() else None
     if directory.exists():
-        raise CheckpointError(f"{path}: this is a file; give the directory that holds it")
+        raise CheckpointError("{path}: this is a file; give the directory that holds it", path=path)
     try:
         file = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
     except (OSError, ValueError) as error:
@@ -172,6 +193,8 @@ def _find_file(path: str, name: str, hub_kwargs: Mapping[str, Any]) -> Path | No
 
 def _nothing_there(path: str, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"{path}: no such directory, and no tokenizer under this name on the hub ({reason.partition(chr(10))[0]}); "
-        "give the directory of a checkpoint, or a hub id that can be reached from here"
+        "{path}: no such directory, and no tokenizer under this name on the hub ({reason}); give the "
+        "directory of a checkpoint, or a hub id that can be reached from here",
+        path=path,
+        reason=reason.partition(chr(10))[0],
     )

@@ -110,7 +110,9 @@ def _checkpoint_to_resume(arguments: TrainingArguments, run_id: str | None) -> s
 def _asked_for(checkpoint: Path) -> Path:
     if not (checkpoint / TRAINER_STATE_NAME).is_file():
         raise CheckpointError(
-            "{path}: no checkpoint to resume from ({file} is missing)", path=checkpoint, file=TRAINER_STATE_NAME
+            "{asked}: no checkpoint to resume from ({trainer_state_name} is missing)",
+            asked=checkpoint,
+            trainer_state_name=TRAINER_STATE_NAME,
         )
     if not (checkpoint / MANIFEST_FILE).is_file():
         logger.warning(say("{path} has no manifest: it cannot be told whether it is whole", path=checkpoint))
@@ -165,4 +167,4 @@ def _check_processes(checkpoint: Path, arguments: TrainingArguments) -> None:
 def _launch(in_deepspeed: bool, num_processes: int) -> str:
     if not in_deepspeed:
         return say("without DeepSpeed")
-    return say("under DeepSpeed with {num} processes", num=num_processes)
+    return say("under DeepSpeed with {number} processes", number=num_processes)

@@ -8,6 +8,7 @@ from transformers import TrainerCallback
 
 from softlaunch.collective import any_process
 from softlaunch.errors import UserError
+from softlaunch.messages import say
 
 MAX_SKIPPED_STEPS = 20  # float16's loss scale starts at 2**16 and halves: this many misses in a row are no start-up
 
@@ -21,10 +22,16 @@ def stop_if_not_finite(loss: torch.Tensor, row_ids: torch.Tensor | None, step: i
     finite = bool(torch.isfinite(loss.detach()))
     if not any_process(not finite):
         return
-    rows = "other processes' rows" if finite else f"rows {row_ids.tolist()}" if row_ids is not None else "this batch"
+    if finite:
+        rows = say("other processes' rows")
+    else:
+        rows = say("this batch") if row_ids is None else say("rows {row_ids}", row_ids=row_ids.tolist())
     raise NotFiniteError(
-        f"the loss of step {step + 1} is {loss.item()} ({rows}). Likely causes: a learning rate that is too high, a "
-        "base in float16 that overflows (use bfloat16 or float32), or rows whose labels are all cut off"
+        "the loss of step {step} is {loss} ({rows}). Likely causes: a learning rate that is too high, a base in "
+        "float16 that overflows (use bfloat16 or float32), or rows whose labels are all cut off",
+        step=step + 1,
+        loss=loss.item(),
+        rows=rows,
     )
 
 
@@ -49,10 +56,12 @@ class NonFiniteGradients(TrainerCallback):
         self.num_skipped += 1
         if self.skips_overflow and self.num_skipped < MAX_SKIPPED_STEPS:
             return
-        many = f" for the {self.num_skipped}th time in a row" if self.skips_overflow else ""
+        many = say(" for the {times}th time in a row", times=self.num_skipped) if self.skips_overflow else ""
         raise NotFiniteError(
-            f"the gradient of step {state.global_step + 1} is not finite{many} although the loss is. Likely causes: a "
-            "learning rate that is too high, or a base in float16 that overflows (use bfloat16 or float32)"
+            "the gradient of step {step} is not finite{many} although the loss is. Likely causes: a learning rate that "
+            "is too high, or a base in float16 that overflows (use bfloat16 or float32)",
+            step=state.global_step + 1,
+            many=many,
         )
 
 

@@ -29,8 +29,10 @@ def _check_world_size(world_size: int) -> None:
     asked = os.environ.get("WORLD_SIZE")
     if asked is not None and int(asked) != world_size:
         raise LaunchError(
-            f"the launcher started {asked} processes, but each sees {world_size}: they do not work together. Take "
-            "a file of launch/accelerate/ for several (ddp, zero1, zero2, zero3, fsdp2), and one process per GPU"
+            "the launcher started {asked} processes, but each sees {world_size}: they do not work together. Take "
+            "a file of launch/accelerate/ for several (ddp, zero1, zero2, zero3, fsdp2), and one process per GPU",
+            asked=asked,
+            world_size=world_size,
         )
     # `accelerate launch` on the CPU sets the address for several processes, starts one and says nothing
     started_by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ

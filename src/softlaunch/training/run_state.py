@@ -59,9 +59,9 @@ def _open_or_refuse(arguments: Arguments) -> tuple[bool, bool]:
         return _open(arguments)
     except OSError as error:
         raise ArgumentError(
-            "output_dir {output_dir} cannot be written: {reason}; name a directory that you may write to",
+            "output_dir {output_dir} cannot be written: {strerror}; name a directory that you may write to",
             output_dir=arguments.training.output_dir,
-            reason=error.strerror or error,
+            strerror=error.strerror or error,
         ) from error
 
 

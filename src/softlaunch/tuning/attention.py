@@ -96,14 +96,19 @@ def use_prefix_attention(model: PreTrainedModel) -> str:
     current = _plain_name(model)
     if current not in IMPLEMENTATIONS:
         raise ArgumentError(
-            f"attention implementation {current!r} cannot take a prefix; load the model with attn_implementation "
-            f"{' or '.join(map(repr, IMPLEMENTATIONS))}"
+            "attention implementation {current!r} cannot take a prefix; load the model with attn_implementation "
+            "{allowed}",
+            current=current,
+            allowed=" or ".join(map(repr, IMPLEMENTATIONS)),
         )
     modules, num_layers = attention_modules(model), model.config.get_text_config().num_hidden_layers
     if len(modules) != num_layers:
         raise ArgumentError(
-            f"{type(model).__name__} has {num_layers} layers but {len(modules)} attention modules that use "
-            "transformers' attention interface; P-Tuning v2 needs one in every layer"
+            "{kind} has {num_layers} layers but {num_modules} attention modules that use transformers' "
+            "attention interface; P-Tuning v2 needs one in every layer",
+            kind=type(model).__name__,
+            num_layers=num_layers,
+            num_modules=len(modules),
         )
     for layer, module in enumerate(modules):
         module.prefix_layer = layer

@@ -60,18 +60,28 @@ def _read(model: PreTrainedModel, path: str | Path) -> SavedPrefix:
     if (directory / "adapter" / CONFIG_FILE).is_file() and not (directory / CONFIG_FILE).is_file():
         directory = directory / "adapter"
     if not directory.is_dir():
-        raise CheckpointError(f"{path}: no such directory; give the directory that holds {CONFIG_FILE}")
+        raise CheckpointError(
+            "{path}: no such directory; give the directory that holds {config_file}", path=path, config_file=CONFIG_FILE
+        )
     try:
         if (directory / CONFIG_FILE).is_file():
             return _read_adapter(model, directory)
         if (directory / ORIGINAL_FILE).is_file():
             return _read_original(model, directory)
     except (OSError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{directory}: the adapter cannot be read: {error}") from error
+        raise CheckpointError(
+            "{directory}: the adapter cannot be read: {error}", directory=directory, error=error
+        ) from error
     found = ", ".join(sorted(p.name for p in directory.iterdir())[:10]) or "nothing"
     raise CheckpointError(
-        f"{directory}: no adapter here ({found}); expected {CONFIG_FILE} with {WEIGHTS_FILE}, "
-        f"or {ORIGINAL_FILE} with {_ORIGINAL_PREFIX}* as the original scripts save it"
+        "{directory}: no adapter here ({found}); expected {config_file} with {weights_file}, or "
+        "{original_file} with {original_prefix}* as the original scripts save it",
+        directory=directory,
+        found=found,
+        config_file=CONFIG_FILE,
+        weights_file=WEIGHTS_FILE,
+        original_file=ORIGINAL_FILE,
+        original_prefix=_ORIGINAL_PREFIX,
     )
 
 
@@ -124,8 +134,10 @@ def _read_adapter(model: PreTrainedModel, directory: Path) -> SavedPrefix:
         return _read_peft(model, directory, written)
     if written.get("peft_type") != PEFT_TYPE:
         raise CheckpointError(
-            f"{directory / CONFIG_FILE}: peft_type is {written.get('peft_type')!r}; this loader takes {PEFT_TYPE} and "
-            "PREFIX_TUNING adapters"
+            "{file}: peft_type is {peft_type!r}; this loader takes {own} and PREFIX_TUNING adapters",
+            file=directory / CONFIG_FILE,
+            peft_type=written.get("peft_type"),
+            own=PEFT_TYPE,
         )
     known = {f.name for f in fields(PrefixConfig)}
     config = PrefixConfig(**{k: v for k, v in written.items() if k in known})
@@ -138,8 +150,11 @@ def _read_original(model: PreTrainedModel, directory: Path) -> SavedPrefix:
     tensors = {k.removeprefix(_ORIGINAL_PREFIX): v.float() for k, v in found.items() if _ORIGINAL_PREFIX in k}
     if "embedding.weight" not in tensors:
         raise CheckpointError(
-            f"{directory / ORIGINAL_FILE}: no {_ORIGINAL_PREFIX}embedding.weight among its {len(found)} tensors; "
-            "this is no P-Tuning v2 checkpoint"
+            "{file}: no {original_prefix}embedding.weight among its {num_tensors} tensors; this is no P-Tuning v2 "
+            "checkpoint",
+            file=directory / ORIGINAL_FILE,
+            original_prefix=_ORIGINAL_PREFIX,
+            num_tensors=len(found),
         )
     projected = tensors.get("trans.0.weight")
     config = _config_for(model, num_virtual_tokens=len(tensors["embedding.weight"]))
@@ -181,20 +196,35 @@ def _check_fits(model: PreTrainedModel, saved: SavedPrefix, path: str | Path, nu
     config, shape = saved.config, kv_shape(model.config)
     if num_virtual_tokens is not None and config.num_virtual_tokens != num_virtual_tokens:
         raise CheckpointError(
-            f"{path}: the adapter has {config.num_virtual_tokens} virtual tokens, pre_seq_len asks for "
-            f"{num_virtual_tokens}; leave pre_seq_len out or set it to {config.num_virtual_tokens}"
+            "{path}: the adapter has {found} virtual tokens, pre_seq_len asks for {asked}; leave pre_seq_len out "
+            "or set it to {found}",
+            path=path,
+            found=config.num_virtual_tokens,
+            asked=num_virtual_tokens,
         )
     found = (config.num_layers, config.num_kv_heads, config.head_dim)
     width = saved.tensors["embedding.weight"].shape[1]
     if found != shape or width != config.table_size:
         raise CheckpointError(
-            f"{path}: the adapter is for another model: expected {shape[0]} layers × {shape[1]} kv heads × {shape[2]}, "
-            f"found {found[0]} × {found[1]} × {found[2]} ({width} numbers per virtual token)"
+            "{path}: the adapter is for another model: expected {layers} layers × {heads} kv heads × {size}, "
+            "found {found_layers} × {found_heads} × {found_size} ({width} numbers per virtual token)",
+            path=path,
+            layers=shape[0],
+            heads=shape[1],
+            size=shape[2],
+            found_layers=found[0],
+            found_heads=found[1],
+            found_size=found[2],
+            width=width,
         )
     differences = num_differences(config.base_fingerprint, fingerprint(model)) if config.base_fingerprint else 0
     if differences:
         raise CheckpointError(
-            f"{path}: the adapter was trained on another base: expected {config.base_model_name_or_path}, found "
-            f"{model.name_or_path}, whose weights differ in {differences} of {len(config.base_fingerprint or [])} "
-            "numbers compared; load it on the base it was made for"
+            "{path}: the adapter was trained on another base: expected {expected}, found {found}, whose weights "
+            "differ in {differences} of {compared} numbers compared; load it on the base it was made for",
+            path=path,
+            expected=config.base_model_name_or_path,
+            found=model.name_or_path,
+            differences=differences,
+            compared=len(config.base_fingerprint or []),
         )

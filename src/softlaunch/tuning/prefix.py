@@ -45,7 +45,7 @@ def add_prefix(
         num_virtual_tokens = num_virtual_tokens or len(init_ids)
         init_ids = [init_ids[i % len(init_ids)] for i in range(num_virtual_tokens)]
     if not num_virtual_tokens or num_virtual_tokens < 1:
-        raise ArgumentError(f"num_virtual_tokens must be at least 1, found {num_virtual_tokens}")
+        raise ArgumentError("num_virtual_tokens must be at least 1, found {asked}", asked=num_virtual_tokens)
     layers, kv_heads, head_dim = kv_shape(model.config)
     config = PrefixConfig(
         task_type="CAUSAL_LM" if model.can_generate() else None,
@@ -107,4 +107,4 @@ def export_adapter(
     elif format == "original":
         formats.write_original(encoder, Path(directory))
     else:
-        raise ArgumentError(f"format is {format!r}; allowed are 'peft' and 'original'")
+        raise ArgumentError("format is {format!r}; allowed are 'peft' and 'original'", format=format)

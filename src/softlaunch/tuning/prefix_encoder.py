@@ -113,7 +113,10 @@ def text_states(model: PreTrainedModel, input_ids: Sequence[int]) -> torch.Tenso
     Raises ArgumentError for encoders, which see the whole text at once, and for texts longer than a sliding window.
     """
     if not getattr(model.config, "is_decoder", False) and not model.can_generate():
-        raise ArgumentError(f"{type(model).__name__} is no causal model: initialise its prefix with 'random' or 'zero'")
+        raise ArgumentError(
+            "{kind} is no causal model: initialise its prefix with 'random' or 'zero'",
+            kind=type(model).__name__,
+        )
     training = model.training
     ids = torch.tensor([list(input_ids)], device=model.device)
     with gathered_in_turn(model):
@@ -122,7 +125,9 @@ def text_states(model: PreTrainedModel, input_ids: Sequence[int]) -> torch.Tenso
     num_tokens = ids.shape[1]
     if any(layer.keys.shape[-2] != num_tokens for layer in cache.layers):
         raise ArgumentError(
-            f"the text has {num_tokens} tokens, more than the sliding window of {type(model).__name__}; shorten it"
+            "the text has {num_tokens} tokens, more than the sliding window of {kind}; shorten it",
+            num_tokens=num_tokens,
+            kind=type(model).__name__,
         )
     states = torch.stack([torch.stack([layer.keys[0], layer.values[0]]).float().cpu() for layer in cache.layers])
     states[:, 0] = rotate_keys(model, states[:, 0].to(model.device), -num_tokens).cpu()

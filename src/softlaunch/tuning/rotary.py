@@ -24,8 +24,9 @@ def rotate_keys(model: PreTrainedModel, keys: torch.Tensor, positions: int) -> t
         return keys
     if rotary.rope_type in ("dynamic", "longrope"):
         raise ArgumentError(
-            f"{rotary.rope_type!r} rotary embeddings change with the length of the input, no fixed key fits: neither "
-            "text initialisation nor PEFT's format is possible; initialise the prefix with 'random' or 'zero'"
+            "{rope_type!r} rotary embeddings change with the length of the input, no fixed key fits: neither text "
+            "initialisation nor PEFT's format is possible; initialise the prefix with 'random' or 'zero'",
+            rope_type=rotary.rope_type,
         )
     apply = sys.modules[type(attention_modules(model)[0]).__module__].apply_rotary_pos_emb
     flat = keys.float().reshape(-1, *keys.shape[-3:])
