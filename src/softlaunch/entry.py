@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from softlaunch import lifeline
 from softlaunch.errors import UserError
@@ -29,27 +30,27 @@ def run(main: Callable[[], None]) -> None:
     _find_deepspeed_config()
     try:
         main()
-        lifeline.end(None)
+        lifeline.farewell()
     except UserError as error:
-        lifeline.end(None)
-        _report(error)
-        sys.exit(USER_ERROR_EXIT_CODE)
+        _end_with(error)
     except (SystemExit, KeyboardInterrupt):
-        lifeline.end(None)
+        lifeline.farewell()
         raise
-    except OSError as error:
-        if error.errno not in _DISK_IS_FULL:
-            lifeline.end(error)
-            raise
-        lifeline.end(None)
-        _report(UserError("{file}: {reason}. Make room and start again", file=error.filename, reason=error.strerror))
-        sys.exit(USER_ERROR_EXIT_CODE)
     except Exception as error:
-        if not lifeline.end(error):
+        if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
+            reason, file = error.strerror, error.filename
+            _end_with(UserError("{file}: {reason}. Make room and start again", file=file, reason=reason))
+        if lifeline.is_consequence(error):
             sys.exit(lifeline.EXIT_CODE)
         raise
     finally:
         _destroy_process_group()
+
+
+def _end_with(error: UserError) -> NoReturn:
+    lifeline.failed()
+    _report(error)
+    sys.exit(USER_ERROR_EXIT_CODE)
 
 
 def _report(error: UserError) -> None:

@@ -10,6 +10,7 @@ import os
 import platform
 import secrets
 import selectors
+import signal
 import socket
 import sys
 import threading
@@ -24,8 +25,9 @@ from softlaunch.messages import say
 EXIT_CODE = 1
 _GRACE_S = 3.0  # for the launcher to see the first death before those that follow from it
 _CONNECT_S = 60.0
+_HEARING_S = 0.3
 _NUM_TAIL_LINES = 20
-_FAREWELL = b"bye\n"
+_FAREWELL, _FAILED = b"bye\n", b"failed\n"
 # A host that vanishes sends nothing more: the kernel asks after 10 s, four times
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 4}
 
@@ -52,18 +54,34 @@ def note(text: str) -> None:
         _current.note(text)
 
 
-def end(error: BaseException | None) -> bool:
-    """The last word of a process. False when `error` follows from another process's death and need not be shown."""
+def farewell() -> None:
+    """The last word of a process that has done its work, or stops in agreement with the others."""
+    if _current is not None:
+        _current.say(_FAREWELL)
+
+
+def failed() -> None:
+    """The last word of a process that ends with a message of its own: the others will be ended by the launcher."""
+    if _current is not None:
+        _current.say(_FAILED)
+
+
+def is_consequence(error: BaseException) -> bool:
+    """Whether an unexpected error follows from another process's death; then that one need not be shown."""
     if _current is None:
-        return True
-    if error is None:
-        _current.say_farewell()
-        return True
-    if _current.hears_of_death(_GRACE_S):
-        time.sleep(2 * _GRACE_S)  # the process is ended from there
         return False
-    _current.note("".join(traceback.format_exception(error)).rstrip())
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # the launcher's, when it has seen the death
+    if not _current.hears_of_death(_GRACE_S):
+        _current.note("".join(traceback.format_exception(error)).rstrip())
+        return False
+    time.sleep(2 * _GRACE_S)  # this process is ended from where it was heard
     return True
+
+
+def others_failed() -> bool:
+    """Whether another process has died or failed: a signal that follows is the launcher's, not the scheduler's."""
+    return _current is not None and _current.hears_of_death(_HEARING_S)
 
 
 class Lifeline:
@@ -125,8 +143,10 @@ class Lifeline:
                         word = connection.recv(4096)
                     except OSError:
                         word = b""
-                    if self._over or _FAREWELL in word:
+                    if self._over or word in (_FAREWELL, _FAILED):
                         selector.unregister(connection)
+                        if word == _FAILED:
+                            self._death.set()
                     else:  # nothing: it broke off; else word of another's death
                         self._on_death(connection, is_told=bool(word))
 
@@ -156,14 +176,14 @@ class Lifeline:
         return "\n".join([message, *(f"    {line}" for line in lines)]) + "\n"
 
     def hears_of_death(self, timeout_s: float) -> bool:
-        """Whether another process died, before now or within this time."""
+        """Whether another process died or failed, before now or within this time."""
         return self._death.wait(timeout_s)
 
-    def say_farewell(self) -> None:
-        """From now on this process may end without anybody minding."""
+    def say(self, word: bytes) -> None:
+        """From now on this process may end without being taken for dead."""
         self._over = True
         for peer in self.peers:
-            _send(peer, _FAREWELL)
+            _send(peer, word)
 
     def forget(self) -> None:
         """In a worker process: its copy of a connection would keep it open when this process dies."""

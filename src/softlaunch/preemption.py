@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from softlaunch import lifeline
 from softlaunch.collective import any_process, several
 from softlaunch.messages import say
 
@@ -116,6 +117,8 @@ def _on_signal(number: int, _: Any) -> None:
         _end_child(number)
         return
     if _state.signal is None:
+        if not _state.num_holds and lifeline.others_failed():
+            raise SystemExit(lifeline.EXIT_CODE)
         _state.signal = signal.Signals(number).name
         if not _state.num_holds:
             leave()

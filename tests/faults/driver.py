@@ -1,4 +1,4 @@
-"""Runs of the recipe that are killed at a chosen instant, in processes forked after the imports: seconds instead of ten.
+"""Runs of the recipe that are killed at a chosen instant, in processes forked after the imports.
 
 The parent must not have used torch or a thread. A child reports every phase that it enters and leaves through a pipe;
 the parent kills it (SIGKILL) some time after it entered the chosen one.
@@ -57,7 +57,7 @@ class Ended:
 
 
 def arguments(directory: Path, **changes: Any) -> list[str]:
-    """The command line of a short run in `directory / run`, with dropout, evaluations, rotation and a best checkpoint."""
+    """The command line of a short run in `directory / run`: dropout, evaluations, rotation and a best checkpoint."""
     options = {
         "model_name_or_path": DEMO / "base",
         "output_dir": directory / "run",
@@ -189,8 +189,12 @@ def _reporting(function: Any, phase: str, pipe: int) -> Any:
     return reporting
 
 
-def result(directory: Path) -> dict[str, bytes]:
-    """What a finished run is for, byte by byte: the trained weights and the answers."""
+def result(directory: Path) -> dict[str, Any]:
+    """What a finished run is for: the trained weights, byte by byte, and the answers."""
     run_directory = directory / "run"
-    names = ("adapter/adapter_model.safetensors", "predictions.jsonl", "generated_predictions.txt")
-    return {name: (run_directory / name).read_bytes() for name in names}
+    answers = [json.loads(line) for line in (run_directory / "predictions.jsonl").read_bytes().splitlines()]
+    return {
+        "adapter": (run_directory / "adapter" / "adapter_model.safetensors").read_bytes(),
+        "answers": [(answer["row_id"], answer["predict"], answer["labels"]) for answer in answers],
+        "generated_predictions.txt": (run_directory / "generated_predictions.txt").read_bytes(),
+    }

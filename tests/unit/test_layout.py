@@ -17,7 +17,7 @@ ALLOWED = {
     "errors": set(),
     "files": set(),
     "collective": set(),
-    "preemption": {"collective"},
+    "preemption": {"collective", "lifeline"},
     "lifeline": set(),
     "arguments": set(),
     "models": {"arguments"},
