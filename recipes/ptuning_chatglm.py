@@ -6,36 +6,32 @@ Copy an argument file from recipes/args/, put in your checkpoint and your rows, 
 behind the file win over it: --learning_rate 1e-2. With --help it lists all options.
 """
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from softlaunch.arguments import TuningArguments, parse_arguments
+from softlaunch.arguments import parse_arguments
+from softlaunch.arguments.methods import chosen_methods
 from softlaunch.data.dataset import load_rows
 from softlaunch.entry import run
-from softlaunch.errors import ArgumentError
 from softlaunch.evaluation.report import predict_and_score
 from softlaunch.evaluation.scores import scorer
-from softlaunch.models import load_base
-from softlaunch.training.begin import begin
+from softlaunch.models import load_base, load_base_tokenizer
+from softlaunch.training.begin import begin, record_run
 from softlaunch.training.trainer import CausalTrainer
-from softlaunch.tuning import PrefixModel, add_prefix, earlier_adapter, load_adapter
+from softlaunch.tuning import with_adapter
 
 
 def main() -> None:
-    arguments = parse_arguments(unused=["lora_r", "lora_alpha", "lora_dropout"], description=__doc__)
-    arguments = begin(arguments)
+    arguments = parse_arguments(description=__doc__)
+    methods = chosen_methods(arguments, ("p_tuning_v2",))
+    arguments = begin(arguments, methods)
+
+    # The rows come before the model, so that whatever is wrong with them is said at once
+    tokenizer = load_base_tokenizer(arguments)
+    rows = load_rows(arguments, tokenizer)
 
     # The base model, frozen, and its prefix
-    base, tokenizer = load_base(arguments)
-    adapter = earlier_adapter(arguments)
-    if adapter is None:
-        model = with_new_prefix(base, tokenizer, arguments.tuning)
-    else:
-        num_virtual_tokens = arguments.tuning.pre_seq_len
-        model = load_adapter(
-            base, adapter, trainable=arguments.training.do_train, num_virtual_tokens=num_virtual_tokens
-        )
+    base = load_base(arguments)
+    model = with_adapter(base, tokenizer, arguments, methods)
 
-    rows = load_rows(arguments, tokenizer)
+    record_run(arguments)
     trainer = CausalTrainer(
         model=model,
         args=arguments.training,
@@ -52,21 +48,6 @@ def main() -> None:
     if arguments.training.do_predict:
         scores = predict_and_score(trainer.model_for_generation(), tokenizer, rows.test, arguments)
         trainer.report("predict", scores)
-
-
-def with_new_prefix(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tuning: TuningArguments) -> PrefixModel:
-    """The base with an untrained prefix as the arguments describe it."""
-    if tuning.pre_seq_len is None and tuning.prefix_init != "text":
-        raise ArgumentError("pre_seq_len is not set: give the number of virtual tokens, 16 to 128 as a rule")
-    init_ids = tokenizer(tuning.prefix_init_text)["input_ids"] if tuning.prefix_init == "text" else None
-    return add_prefix(
-        base,
-        num_virtual_tokens=tuning.pre_seq_len,
-        initialisation=tuning.prefix_init,
-        init_ids=init_ids,
-        projection=tuning.prefix_projection,
-        dropout=tuning.prefix_dropout,
-    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from importlib import import_module
 from softlaunch import entry
 
 # command → (module, what it does)
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "show": ("show", "the rows of a run as its model sees them: text, ids, loss, what was cut"),
+}
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The outermost layer of a program: logging, the exit code, and the end of the process group."""
 
 import errno
+import json
 import logging
 import os
 import sys
@@ -55,12 +56,31 @@ def _end_with(error: UserError) -> NoReturn:
 
 def _report(error: UserError) -> None:
     """Most errors meet every process: the first says it, and its end is the others'. What only they met, they say."""
+    _tell_torch_launcher(str(error))
     if _is_first_process():
         message = say("error: {error}", error=error)
+        if _is_alone_under_accelerate():
+            message += "\n" + say("(A traceback below is accelerate's own and adds nothing; --quiet leaves it out.)")
     else:
         time.sleep(_FIRST_PROCESS_SPEAKS_S)
         message = say("error on process {rank}: {error}", rank=os.environ["RANK"], error=error)
     sys.stderr.write(message + "\n")
+
+
+def _tell_torch_launcher(message: str) -> None:
+    """Let torch's launcher, whose report of failed processes comes last, show the message in place of a traceback.
+
+    The file is what `torch.distributed.elastic.multiprocessing.errors` writes for exceptions.
+    """
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        report = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
+        Path(file).write_text(json.dumps({"message": report}), encoding="utf-8")
+
+
+def _is_alone_under_accelerate() -> bool:
+    """Whether `accelerate launch` started this process without torch's launcher: it then raises an error of its own."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ
 
 
 def _is_first_process() -> bool:

@@ -6,6 +6,7 @@ one of them says who died and shows the end of its log: `logs/rank-N.log` in the
 its traceback. A connection is used, not heartbeats: a process that is busy for long is never taken for a dead one.
 """
 
+import io
 import os
 import platform
 import secrets
@@ -19,6 +20,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO, cast
 
 from softlaunch.messages import say
 
@@ -39,13 +41,19 @@ def rank_log(output_dir: Path, rank: int) -> Path:
     return output_dir / "logs" / f"rank-{rank}.log"
 
 
-def connect(output_dir: Path, rank: int, num_processes: int, share: Callable[[list], None]) -> None:
+def connect(rank: int, num_processes: int, share: Callable[[list], None]) -> None:
     """Start watching; all processes call it. `share` puts the first process's list in the place of everybody's."""
     global _current
     if _current is None:
-        _current = Lifeline(output_dir, rank)
+        _current = Lifeline(rank)
         _current.start(num_processes, share)
         os.register_at_fork(after_in_child=_current.forget)
+
+
+def open_log(output_dir: Path) -> None:
+    """From now on the notes of this process are in the run's directory, those that were made before too."""
+    if _current is not None:
+        _current.open_log(output_dir)
 
 
 def note(text: str) -> None:
@@ -87,14 +95,22 @@ def others_failed() -> bool:
 class Lifeline:
     """The connections of one process and the thread that watches them."""
 
-    def __init__(self, output_dir: Path, rank: int):
-        self.output_dir, self.rank = output_dir, rank
+    def __init__(self, rank: int):
+        self.rank = rank
+        self.output_dir: Path | None = None
         self.peers: dict[socket.socket, tuple[int, str]] = {}  # connection → rank, and where it runs
         self._death, self._over = threading.Event(), False
-        path = rank_log(output_dir, rank)
+        self._log: TextIO = io.StringIO()
+        self.note(f"process {os.getpid()} on {platform.node()}")
+
+    def open_log(self, output_dir: Path) -> None:
+        """Move the log to its place."""
+        earlier, self.output_dir = self._log, output_dir
+        path = rank_log(output_dir, self.rank)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._log = path.open("w", encoding="utf-8")
-        self.note(f"process {os.getpid()} on {platform.node()}")
+        self._log.write(earlier.getvalue() if isinstance(earlier, io.StringIO) else "")
+        self._log.flush()
 
     def note(self, text: str) -> None:
         """Add a line with the time to the log."""
@@ -137,8 +153,7 @@ class Lifeline:
                 selector.register(connection, selectors.EVENT_READ)
             while selector.get_map():
                 for key, _ in selector.select():
-                    connection = key.fileobj
-                    assert isinstance(connection, socket.socket)
+                    connection = cast(socket.socket, key.fileobj)
                     try:
                         word = connection.recv(4096)
                     except OSError:
@@ -165,6 +180,8 @@ class Lifeline:
         os._exit(EXIT_CODE)
 
     def _report(self, rank: int, where: str) -> str:
+        if self.output_dir is None:
+            return say("error: rank {rank} died ({where}) before it kept a log", rank=rank, where=where) + "\n"
         path = rank_log(self.output_dir, rank)
         try:
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-_NUM_TAIL_LINES:]

@@ -106,6 +106,7 @@ def leave(checkpoint: str | None = None) -> NoReturn:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         marker = {"signal": _state.signal, "time": now, "checkpoint": checkpoint}
         try:
+            _state.directory.mkdir(parents=True, exist_ok=True)
             (_state.directory / MARKER_FILE).write_text(json.dumps(marker) + "\n", encoding="utf-8")
         except OSError as error:
             logger.error(say("{file} cannot be written: {error}", file=_state.directory / MARKER_FILE, error=error))

@@ -19,7 +19,7 @@ from softlaunch.entry import run
 from softlaunch.evaluation.whole import whole_weights
 from softlaunch.training.checkpoint import trained_tensors
 from softlaunch.training.finite import NonFiniteGradients
-from softlaunch.tuning import PrefixModel, add_prefix
+from softlaunch.tuning import PrefixModel, add_prefix, digest
 from tests.bases import batch, random_base
 
 NUM_STEPS = 4
@@ -73,13 +73,13 @@ def train(model: PrefixModel, rows: slice, num_processes: int) -> list[float]:
 
 def look(model: PrefixModel, prompts: list[list[int]]) -> dict:
     """What the rest of a run asks of a trained model; the answers of `prompts` as token ids."""
-    inputs, digest = batch(prompts, "left"), model.digest()
+    inputs, state = batch(prompts, "left"), digest(model)
     model.eval()
     with whole_weights(model) as synced, torch.no_grad():
         out = model.generate(**inputs, max_new_tokens=6, do_sample=False, synced_gpus=synced)
     (table,) = trained_tensors(model).values()
     answers = out[:, inputs["input_ids"].shape[1] :].tolist()
-    return {"synced": synced, "answers": answers, "digest": digest, "table": table.tolist()}
+    return {"synced": synced, "answers": answers, "digest": state, "table": table.tolist()}
 
 
 def checkpoint_returns(model: PrefixModel, directory: Path) -> bool:

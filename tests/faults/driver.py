@@ -23,7 +23,8 @@ TIMEOUT_S = 120
 # phase → (module, what in it): a call of it is one occurrence of the phase
 PHASES = {
     "start-up": ("softlaunch.models", "load_base"),
-    "opening": ("softlaunch.training.run_state", "_open"),
+    "opening": ("softlaunch.training.begin", "find_run"),
+    "recording": ("softlaunch.training.begin", "record_run"),
     "tokenisation": ("softlaunch.data.dataset", "load_rows"),
     "step": ("softlaunch.training.trainer", "CausalTrainer.training_step"),
     "evaluation": ("softlaunch.training.trainer", "CausalTrainer.evaluate"),
@@ -57,7 +58,7 @@ class Ended:
 
 
 def arguments(directory: Path, **changes: Any) -> list[str]:
-    """The command line of a short run in `directory / run`: dropout, evaluations, rotation and a best checkpoint."""
+    """The command line of a short run in `directory / run`, with `changes` (None: left out): dropout, evaluations, rotation and a best checkpoint."""
     options = {
         "model_name_or_path": DEMO / "base",
         "output_dir": directory / "run",
@@ -85,7 +86,7 @@ def arguments(directory: Path, **changes: Any) -> list[str]:
     }
     words = ["--do_train", "--do_eval", "--do_predict"]
     for name, value in {**options, **changes}.items():
-        words += [f"--{name}", str(value)]
+        words += [] if value is None else [f"--{name}", str(value)]
     return words
 
 

@@ -17,6 +17,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "P-Tuning v2": ("ptuning_chatglm.py", {"pre_seq_len": 4, "prefix_dropout": 0.2, "prefix_projection": True}),
+    "LoRA": ("lora_chatglm.py", {"lora_r": 4, "lora_dropout": 0.2, "learning_rate": 0.01}),
+    "full": ("finetune_chatglm.py", {"tuning": "full", "learning_rate": 0.001}),
 }
 STRATEGIES = {"cpu": 1, "ddp": 2, "zero2": 2, "zero3": 2}
 KILLED_AFTER = (1, 5, 8)  # the beginning, within the second epoch, the last step
@@ -62,9 +64,9 @@ def _inside(directory: Path) -> None:
         out = directory / f"{method}-{name}"
         batch = 4 // int(os.environ.get("WORLD_SIZE", "1"))
         files = {"train_file": directory / "train.json", "validation_file": directory / "test.json"}
-        words = arguments(
-            out, **files, test_file=directory / "test.json", save_steps=1, per_device_train_batch_size=batch, **options
-        )
+        files["test_file"] = files["validation_file"]
+        own = {"pre_seq_len": None, "prefix_dropout": None, "save_steps": 1, "per_device_train_batch_size": batch}
+        words = arguments(out, **files, **{**own, **options})
         main = runpy.run_path(str(ROOT / "recipes" / recipe))["main"]
         for stop in (*stops, 0):
             stop_after[:] = [stop]

@@ -196,8 +196,6 @@ def test_original_evaluation_flags():
         ("evaluation_strategy", "steps", "training", "eval_strategy", "steps"),
         ("no_cuda", True, "training", "use_cpu", True),
         ("per_gpu_train_batch_size", 3, "training", "per_device_train_batch_size", 3),
-        ("group_by_length", True, "training", "train_sampling_strategy", "group_by_length"),
-        ("group_by_length", False, "training", "train_sampling_strategy", "random"),
         ("adafactor", True, "training", "optim", "adafactor"),
         ("include_tokens_per_second", True, "training", "include_num_input_tokens_seen", "all"),
         ("warmup_ratio", 0.1, "training", "warmup_steps", 0.1),

@@ -74,7 +74,12 @@ def test_chatglm2_row_is_the_prompt_the_answer_and_eos(chatglm2):
         assert row["labels"] == [IGNORED_LABEL] * len(source) + target
         assert row["num_cut_source_tokens"] == row["num_cut_target_tokens"] == 0
         prompt_row = one(chatglm2, prompt, response, history or [], encode=encode_for_generation)
-        assert prompt_row == {"input_ids": source, "reference": response, "num_cut_source_tokens": 0}
+        assert prompt_row == {
+            "input_ids": source,
+            "reference": response,
+            "num_source_tokens": len(source),
+            "num_cut_source_tokens": 0,
+        }
 
 
 def test_chatglm3_answer_begins_with_the_line_break_that_ends_its_metadata(chatglm3):

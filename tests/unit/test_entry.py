@@ -1,6 +1,7 @@
 """How a program ends, and which process says so."""
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from softlaunch import entry
 from softlaunch.errors import DataError
@@ -49,3 +50,23 @@ def test_deepspeed_config_is_found_in_the_project_of_the_recipe(monkeypatch, tmp
         monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", given)
         entry.run(lambda: None)
         assert entry.os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] == expected
+
+
+def test_torch_launcher_is_given_the_message_for_its_report(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    end(monkeypatch, "0", fail)
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(tmp_path / "error.json"))
+    assert "traceback : train.json:3: no prompt\n" in str(ChildFailedError("recipe.py", {0: failure}))
+
+
+def test_traceback_of_accelerate_is_explained(monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    end(monkeypatch, "0", fail)
+    assert "traceback" not in capsys.readouterr().err  # under torch's launcher, which sets RANK
+    monkeypatch.setattr(entry, "_set_up_logging", lambda: None)
+    monkeypatch.delenv("RANK")
+    with pytest.raises(SystemExit):
+        entry.run(fail)
+    message, note = capsys.readouterr().err.splitlines()
+    assert message == "error: train.json:3: no prompt"
+    assert "traceback below is accelerate's own" in note

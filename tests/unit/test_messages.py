@@ -41,8 +41,10 @@ def error_family() -> set[str]:
 
 
 def is_whole(text: ast.expr) -> bool:
-    """Whether a text is put together from parts by `"…".join(…)`, the parts having been said."""
-    return isinstance(text, ast.Call) and isinstance(text.func, ast.Attribute) and text.func.attr == "join"
+    """Whether a text has been said already, or is put together from such parts by `"…".join(…)`."""
+    if not isinstance(text, ast.Call):
+        return False
+    return ast.unparse(text.func) == "say" or (isinstance(text.func, ast.Attribute) and text.func.attr == "join")
 
 
 def templates() -> tuple[dict[str, str], list[str]]:
@@ -162,9 +164,14 @@ def test_no_catalogue_is_read_for_english(locale, monkeypatch):
 
 
 def test_a_program_ends_in_chinese(monkeypatch):
-    script = "from softlaunch import entry; from softlaunch.arguments.sources import read_sources as read\n"
-    script += "entry.run(lambda: read(['no.json']))"
+    script = """if True:
+        from softlaunch import entry, errors
+
+        def main():
+            raise errors.DataError("{path} has no rows. A data file needs at least one.", path="rows.json")
+
+        entry.run(main)"""
     monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")  # the system need not have this locale
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, encoding="utf-8")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == f"错误：no.json：没有这个参数文件（从 {Path.cwd()} 查找）"
+    assert done.stderr == "错误：rows.json 中没有数据行。数据文件至少要有一行。\n"

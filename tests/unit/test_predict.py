@@ -10,7 +10,7 @@ from softlaunch.evaluation import predict as module
 from softlaunch.evaluation.predict import GenerationOptions, generate_answers, predict, write_original_format
 from softlaunch.evaluation.scores import answer_scores
 from softlaunch.models import load_tokenizer
-from softlaunch.tuning import add_prefix
+from softlaunch.tuning import add_prefix, digest
 from tests.bases import _SHAPE, random_base
 from tests.tokenizer_files import write_released_chatglm
 
@@ -38,7 +38,7 @@ def rows(tokenizer):
 
 
 def run(model, tokenizer, rows, directory, options=OPTIONS, **kwargs):
-    settings = options.settings(model.digest(), rows)
+    settings = options.settings(digest(model), rows)
     return predict(model, tokenizer, rows, options, directory=directory, settings=settings, batch_size=3, **kwargs)
 
 
@@ -73,7 +73,7 @@ def test_several_processes_leave_one_file(num_processes, model, tokenizer, rows,
     alone = run(model, tokenizer, rows, tmp_path / "alone")
     for process in reversed(range(num_processes)):  # here one after the other, the merging one last
         share = {"process_index": process, "num_processes": num_processes}
-        settings = OPTIONS.settings(model.digest(), rows)
+        settings = OPTIONS.settings(digest(model), rows)
         if process:
             part = list(generate_answers(model, tokenizer, rows, OPTIONS, batch_size=3, **share))
             file = module._part(tmp_path / "together", process)

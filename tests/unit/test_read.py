@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from softlaunch.data import json_array, read, text_encoding
+from softlaunch.data import json_array, parallel, read, text_encoding
 from softlaunch.errors import ArgumentError, DataError
 
 ROWS = [
@@ -366,3 +366,46 @@ def test_processes_that_start_at_once_read_the_same_rows(write, tmp_path):
     answers = [process.communicate()[0] for process in running]
     assert answers[0].startswith("1500 ")
     assert answers == [answers[0]] * 3
+
+
+@pytest.mark.parametrize("columns", [{}, {"history_column": "history"}])
+def test_stretches_of_a_large_file_give_what_the_whole_gives(tmp_path, monkeypatch, columns):
+    """Bad rows, blank lines, CRLF, a byte order mark, a history in some stretches alone: all as in one process."""
+    lines = [json.dumps({"prompt": f"问{i}", "response": f"答{i}"}, ensure_ascii=False) for i in range(400)]
+    lines[7], lines[250], lines[390] = "", '{"prompt": ', json.dumps({"prompt": "x", "response": 3})
+    lines[300] = json.dumps({"prompt": "x", "response": "y", "history": [["a", "b"]]})
+    file = tmp_path / "rows.json"
+    file.write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
+    monkeypatch.setattr(parallel, "MIN_BYTES", 1)
+
+    def rows_of(workers: int, **options):
+        cache = tmp_path / f"{workers}{options}"
+        return read.read_rows(
+            file,
+            prompt_column="prompt",
+            response_column="response",
+            num_workers=workers,
+            cache_dir=cache,
+            **columns,
+            **options,
+        )
+
+    assert rows_of(3, skip_bad_rows=True).to_list() == rows_of(1, skip_bad_rows=True).to_list()
+    assert len(rows_of(3, skip_bad_rows=True)) == 397
+    messages = []
+    for workers in (1, 3):
+        with pytest.raises(DataError) as error:
+            rows_of(workers)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    assert "rows.json:251: " in messages[0]
+    assert not list(tmp_path.glob("*/**/*incomplete*"))
+
+
+def test_wrong_encoding_in_a_later_stretch_is_named(tmp_path, monkeypatch):
+    file = tmp_path / "rows.json"
+    good = '{"prompt": "问", "response": "答"}\n'.encode()
+    file.write_bytes(good * 50 + '{"prompt": "问", "response": "答"}\n'.encode("gb18030"))
+    monkeypatch.setattr(parallel, "MIN_BYTES", 1)
+    with pytest.raises(DataError, match=r"rows\.json:51: byte 0x"):
+        read.read_rows(file, prompt_column="prompt", response_column="response", num_workers=2, cache_dir=tmp_path)

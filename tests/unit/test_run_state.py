@@ -11,7 +11,7 @@ import pytest
 from softlaunch.arguments import parse_arguments
 from softlaunch.errors import ArgumentError, CheckpointError, LaunchError
 from softlaunch.training.manifest import write_manifest
-from softlaunch.training.run_state import finish_run, open_run, read_run
+from softlaunch.training.run_state import find_run, finish_run, read_run, take_run
 
 
 @pytest.fixture
@@ -29,7 +29,9 @@ def start(tmp_path, monkeypatch):
         for name in ("train", "validation", "test"):
             words += [f"--{name}_file", tmp_path / f"{name}.json"]
         words += ["--do_train" if do_train else "--do_predict"]
-        return open_run(parse_arguments([*map(str, words), *flags]))
+        left = find_run(parse_arguments([*map(str, words), *flags]))
+        take_run(Path(left.training.output_dir), left)
+        return left
 
     return run
 
@@ -199,9 +201,12 @@ def read_only_disk(tmp_path):
     subprocess.run(["umount", directory], check=True)
 
 
-def test_read_only_output_dir(start, read_only_disk):
+def test_read_only_output_dir(tmp_path, read_only_disk):
+    from softlaunch.training.begin import record_run
+
+    arguments = parse_arguments([*_flags(tmp_path), "--output_dir", str(read_only_disk / "run")])
     with pytest.raises(ArgumentError, match=r"cannot be written: Read-only file system"):
-        start("--output_dir", str(read_only_disk / "run"))
+        record_run(arguments)
 
 
 def test_no_secret_in_run_json(start, tmp_path):

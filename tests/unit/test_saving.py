@@ -133,11 +133,11 @@ def test_full_disk_is_reported_and_training_goes_on(small_disk, caplog):
     assert not (small_disk / ".incomplete").exists()
     fill(small_disk, left=0)
     with pytest.raises(CheckpointError, match=r"could not be written.*Make room"):
-        made.save_result("adapter")
+        made.save_result("adapter", made.save_model)
     (small_disk / "ballast").unlink()
     again = trainer(small_disk, **SAVING)
     again.train(resume_from_checkpoint=checkpoint_to_resume(again.args))
-    again.save_result("adapter")
+    again.save_result("adapter", again.save_model)
     assert torch.equal(weights(again), weights(made))
 
 

@@ -265,7 +265,7 @@ def test_hub_id_from_the_cache(tmp_path, style):
     (refs / "main").write_text("0" * 40)
     tokenizer = load_tokenizer("THUDM/some-6b", cache_dir=tmp_path, local_files_only=True)
     assert prompt_style_of(tokenizer) == style
-    with pytest.raises(CheckpointError, match="no such directory, and no tokenizer under this name on the hub"):
+    with pytest.raises(CheckpointError, match=r"no such directory.*, and no model under this name on the hub"):
         load_tokenizer("THUDM/other-6b", cache_dir=tmp_path, local_files_only=True)
 
 
@@ -309,8 +309,8 @@ BREAKAGES = {
     "lacks the type BPE": as_unigram,
     "lacks no piece of a control token's name": with_a_piece_named_sop,
     "not valid JSON": lambda d: (d / "config.json").write_text("{"),
-    r"ChatGLM-6B \(v1\).*use ChatGLM2-6B": as_chatglm_6b,
-    r"\(v1\).*not supported yet": as_chatglm_6b_without_config,
+    r"ChatGLM-6B \(v1\).*take ChatGLM2-6B": as_chatglm_6b,
+    r"\(v1\).*will come": as_chatglm_6b_without_config,
 }
 
 

@@ -5,7 +5,7 @@ one of the four dataclasses in `groups`; nothing else need be told of a new one.
 """
 
 from softlaunch.arguments.groups import Arguments, DataArguments, ModelArguments, TrainingArguments, TuningArguments
-from softlaunch.arguments.parse import parse_arguments
+from softlaunch.arguments.parse import parse_arguments, parse_model_and_data
 
 __all__ = [
     "Arguments",
@@ -14,4 +14,5 @@ __all__ = [
     "TrainingArguments",
     "TuningArguments",
     "parse_arguments",
+    "parse_model_and_data",
 ]

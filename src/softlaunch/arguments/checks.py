@@ -45,6 +45,11 @@ def find_conflicts(values: Mapping[str, Any]) -> Iterator[Finding]:
             ("prefix_init", "prefix_init_text"),
             say("prefix_init text needs prefix_init_text: the text to start from"),
         )
+    if values["prefix_init"] == "text" and values["prefix_projection"]:
+        yield (
+            ("prefix_init", "prefix_projection"),
+            say("prefix_init text sets the prefix itself, which prefix_projection computes: give one of them"),
+        )
     if values["restart"] and values["resume_from_checkpoint"]:
         yield (
             ("restart", "resume_from_checkpoint"),
@@ -68,6 +73,13 @@ def find_idle_values(values: Mapping[str, Any], given: Collection[str]) -> Itera
         if name in given and not values["do_sample"]:
             message = say("{name} has no effect without do_sample: answers are generated greedily", name=name)
             yield (name, "do_sample"), message
+    if values["do_predict"] is False and "compare_with_base" in given and values["compare_with_base"]:
+        yield ("compare_with_base", "do_predict"), say("compare_with_base has no effect without do_predict")
+    if "val_max_target_length" in given and not values["do_predict"] and not values["predict_with_generate"]:
+        yield (
+            ("val_max_target_length", "predict_with_generate"),
+            say("val_max_target_length has no effect where no answers are generated: set predict_with_generate"),
+        )
     if "prefix_init_text" in given and values["prefix_init"] != "text":
         yield (
             ("prefix_init_text", "prefix_init"),

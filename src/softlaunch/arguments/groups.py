@@ -65,7 +65,15 @@ class TuningArguments:
     adapter: str | None = _option(
         None, help="Directory of a trained adapter to evaluate or to train further; its own settings win."
     )
-    pre_seq_len: int | None = _option(None, help="P-Tuning v2: number of virtual tokens of the prefix.", minimum=1)
+    tuning: str | None = _option(
+        None,
+        help="What is trained; unset takes what the recipe is for. pre_seq_len together with lora_r trains a prefix "
+        "and LoRA in one model.",
+        choices=("p_tuning_v2", "lora", "ia3", "prompt_tuning", "p_tuning", "full", "freeze"),
+    )
+    pre_seq_len: int | None = _option(
+        None, help="P-Tuning v2, prompt tuning, P-tuning: number of virtual tokens.", minimum=1
+    )
     prefix_projection: bool = _option(
         False, help="P-Tuning v2: compute the prefix by a two-layer MLP from an embedding (more to train)."
     )
@@ -78,10 +86,55 @@ class TuningArguments:
         choices=("random", "zero", "text"),
     )
     prefix_init_text: str | None = _option(None, help="The text that prefix_init text starts from.")
-    lora_r: int | None = _option(None, help="LoRA: rank of the update matrices.", minimum=1)
-    lora_alpha: float | None = _option(None, help="LoRA: the update is scaled by lora_alpha / lora_r.", above=0.0)
+    lora_r: int | None = _option(None, help="LoRA: rank of the update matrices; 8 if unset.", minimum=1)
+    lora_alpha: float | None = _option(
+        None,
+        help="LoRA: the update is scaled by lora_alpha / lora_r; 32 if unset, as in the original scripts.",
+        above=0.0,
+    )
     lora_dropout: float = _option(
         0.0, help="LoRA: dropout in front of the update while training.", minimum=0.0, below=1.0
+    )
+    lora_target_modules: list[str] | str = _option(
+        "auto",
+        help="LoRA: which layers: names (q_proj v_proj, also the released query_key_value), one regular expression for "
+        "whole paths, all-linear, or auto: those that PEFT knows for the architecture.",
+    )
+    use_rslora: bool = _option(False, help="LoRA: scale by lora_alpha / sqrt(lora_r), for high ranks (rsLoRA).")
+    use_dora: bool = _option(False, help="LoRA: learn the length of each column of the weights too (DoRA).")
+    modules_to_save: list[str] | None = _option(
+        None, help="LoRA, IA3: layers to train whole and to save with the adapter, as lm_head."
+    )
+    ia3_target_modules: list[str] | str = _option(
+        "auto", help="IA3: which layers are rescaled, as lora_target_modules."
+    )
+    ia3_feedforward_modules: list[str] | str = _option(
+        "auto", help="IA3: those of ia3_target_modules whose input is rescaled instead of their output."
+    )
+    prompt_init: str = _option(
+        "random",
+        help="Prompt tuning: start from random values, from random words of the vocabulary, or from prompt_init_text.",
+        choices=("random", "vocabulary", "text"),
+    )
+    prompt_init_text: str | None = _option(
+        None, help="Prompt tuning: the text to start from; as many virtual tokens as it has, if pre_seq_len is unset."
+    )
+    encoder_type: str = _option(
+        "mlp", help="P-tuning: network that computes the virtual tokens while training.", choices=("mlp", "lstm")
+    )
+    encoder_hidden_size: int | None = _option(
+        None, help="P-tuning: width of the encoder; that of the base if unset.", minimum=1
+    )
+    encoder_num_layers: int = _option(2, help="P-tuning: layers of the LSTM encoder.", minimum=1)
+    encoder_dropout: float = _option(0.0, help="P-tuning: dropout of the LSTM encoder.", minimum=0.0, below=1.0)
+    freeze_trainable_layers: int | None = _option(
+        None, help="Freeze: number of layers at the end that train; 2 if unset.", minimum=1
+    )
+    save_format: str = _option(
+        "glm",
+        help="Full, freeze: layout of the saved model: glm is transformers' own (of any architecture), chatglm that of "
+        "the released ChatGLM checkpoints.",
+        choices=("glm", "chatglm"),
     )
 
 
@@ -179,7 +232,8 @@ class Arguments:
     """The resolved arguments of one run.
 
     `sources` maps each option that was given to where (`run.json` or `--flag`); `warnings` are the lines that were
-    logged while parsing; `argv` is the command line after the script's name.
+    logged while parsing; `argv` is the command line after the script's name. `run` is what `training.begin` found out:
+    the content of `run.json`, which a later start of the run compares itself with.
     """
 
     model: ModelArguments
@@ -189,3 +243,4 @@ class Arguments:
     sources: Mapping[str, str]
     warnings: tuple[str, ...]
     argv: tuple[str, ...]
+    run: Mapping[str, Any] = field(default_factory=dict)

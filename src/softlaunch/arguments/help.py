@@ -1,6 +1,7 @@
 """The text of `--help`."""
 
 import json
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -9,12 +10,34 @@ from typing import Any
 from softlaunch.arguments.old_names import current_options, idle_names, old_names
 from softlaunch.arguments.options import Option
 
-_WIDTH = 100
-_TITLES = {
-    "model": "Base model",
-    "tuning": "What is trained",
-    "data": "Data and generated answers",
-    "training": "Training, evaluation, checkpoints (all of transformers' Seq2SeqTrainingArguments)",
+_WIDTHS = 60, 120  # lines are no shorter and no longer, whatever the terminal
+_TITLES = {"model": "Base model", "tuning": "What is trained", "data": "Data and generated answers"}
+# Titles of the training options, and the beginnings of their names; the first that fits. The rest follows.
+_TRAINING_TITLES = {
+    "The run": ("output_dir", "restart", "resume", "do_", "seed", "data_seed", "full_determinism"),
+    "Steps and optimizer": (
+        *(
+            "num_train_epochs",
+            "max_steps",
+            "per_device_train",
+            "gradient_acc",
+            "learning_rate",
+            "lr_",
+            "warmup",
+            "optim",
+        ),
+        *("weight_decay", "adam", "max_grad_norm", "neftune", "average_tokens"),
+    ),
+    "Evaluation and choice of the best": (
+        *("eval", "per_device_eval", "predict", "load_best", "metric_for", "greater_is", "label_names"),
+    ),
+    "Checkpoints": ("save", "ignore_data", "restore", "enable_jit"),
+    "Logs": ("log", "report_to", "run_name", "disable_tqdm", "include_num", "trackio", "project"),
+    "Precision, memory and speed": (
+        *("bf16", "fp16", "tf32", "activation", "gradient_check", "auto_find", "torch", "use_", "dataloader", "liger"),
+    ),
+    "Several processes": ("deepspeed", "fsdp", "ddp", "accelerator", "local_rank"),
+    "The hub": ("push_to_hub", "hub_"),
 }
 
 
@@ -22,22 +45,38 @@ def format_help(description: str = "") -> str:
     """All options by group with type, limits and default, then the old names that are still accepted."""
     script = Path(sys.argv[0]).name
     lines = [f"usage: {script} [RUN.json] [--option value …]", ""]
-    lines += [*_fill(description, ""), ""] if description else []
+    for paragraph in filter(None, description.strip().split("\n\n")):  # an indented one is a command
+        lines += [paragraph, ""] if paragraph.startswith(" ") else [*_fill(paragraph, ""), ""]
     lines += _fill(
         "RUN.json holds options as one JSON object; flags win over it. --option alone and --no_option switch on and "
         "off, null unsets. Relative paths are relative to the current directory.",
         "",
     )
-    for group, title in _TITLES.items():
+    for title, options in _by_title().items():
         lines += ["", f"{title}:"]
-        for option in current_options().values():
-            if option.group == group:
-                lines += [f"  --{option.name}", *_fill(_describe(option), "      ")]
+        for option in options:
+            lines += [f"  --{option.name}", *_fill(_describe(option), "      ")]
     lines += ["", "Old names, still accepted:"]
-    lines += [f"  --{name}: now --{new}" for name, new in old_names().items()]
+    for name, new in old_names().items():
+        lines += _fill(f"--{name}: now --{new}", "  ")
     lines += ["", "Accepted without effect:"]
-    lines += [f"  --{name}: {reason}" for name, reason in idle_names().items()]
+    for name, reason in idle_names().items():
+        lines += _fill(f"--{name}: {reason}", "  ")
     return "\n".join(lines) + "\n"
+
+
+def _by_title() -> dict[str, list[Option]]:
+    """All options under the titles that help shows, none of them empty."""
+    titles: dict[str, list[Option]] = {title: [] for title in (*_TITLES.values(), *_TRAINING_TITLES)}
+    for option in current_options().values():
+        titles.setdefault(_title(option), []).append(option)
+    return {title: options for title, options in titles.items() if options}
+
+
+def _title(option: Option) -> str:
+    if option.group in _TITLES:
+        return _TITLES[option.group]
+    return next((title for title, names in _TRAINING_TITLES.items() if option.name.startswith(names)), "Other")
 
 
 def _describe(option: Option) -> str:
@@ -52,4 +91,6 @@ def _show(default: Any) -> str:
 
 
 def _fill(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(" ".join(text.split()), _WIDTH, initial_indent=indent, subsequent_indent=indent)
+    least, most = _WIDTHS
+    width = min(max(shutil.get_terminal_size().columns, least), most)
+    return textwrap.wrap(" ".join(text.split()), width, initial_indent=indent, subsequent_indent=indent)

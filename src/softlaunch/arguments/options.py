@@ -33,7 +33,6 @@ _TRAINING_LIMITS: dict[str, dict[str, Any]] = {
     "adam_beta2": {"minimum": 0, "below": 1},
     "adam_epsilon": {"above": 0},
     "max_grad_norm": {"minimum": 0},
-    "label_smoothing_factor": {"minimum": 0, "below": 1},
     "warmup_steps": {"minimum": 0},
     "logging_steps": {"above": 0},
     "eval_steps": {"above": 0},

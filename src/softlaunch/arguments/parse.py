@@ -46,6 +46,17 @@ def parse_arguments(argv: list[str] | None = None, *, unused: Iterable[str] = ()
     if "-h" in argv or "--help" in argv:
         sys.stdout.write(format_help(description))
         raise SystemExit(0)
+    return _construct(_read(argv, unused), argv)
+
+
+def parse_model_and_data(argv: list[str]) -> tuple[ModelArguments, DataArguments]:
+    """As `parse_arguments`, for who only looks at a run: the training's options are checked, but its devices, files and
+    processes need not be there."""
+    reading = _read(argv)
+    return ModelArguments(**reading.of_group("model")), DataArguments(**reading.of_group("data"))
+
+
+def _read(argv: list[str], unused: Iterable[str] = ()) -> "_Reading":
     given, warnings = read_sources(argv)
     reading = _Reading(warnings=warnings)
     for item in given:
@@ -56,7 +67,7 @@ def parse_arguments(argv: list[str] | None = None, *, unused: Iterable[str] = ()
             logger.warning(warning)
     if reading.problems:
         raise _list_problems(reading.problems)
-    return _construct(reading, argv)
+    return reading
 
 
 @dataclasses.dataclass
@@ -135,6 +146,10 @@ class _Reading:
         ]
         self.warnings += idle
 
+    def of_group(self, group: str) -> dict[str, Any]:
+        """The values of one group of options."""
+        return {name: value for name, value in self.values.items() if current_options()[name].group == group}
+
     def _is_sure(self, finding: Finding) -> bool:
         names, _ = finding
         return self.refused.isdisjoint(names)
@@ -190,14 +205,11 @@ def _list_problems(problems: list[str]) -> ArgumentError:
 def _construct(reading: _Reading, argv: list[str]) -> Arguments:
     """The four groups. TrainingArguments come last: to make them touches devices and the process group."""
 
-    def given(group: str) -> dict[str, Any]:
-        return {name: value for name, value in reading.values.items() if current_options()[name].group == group}
-
-    model = ModelArguments(**given("model"))
-    tuning = TuningArguments(**given("tuning"))
-    data = DataArguments(**given("data"))
+    model = ModelArguments(**reading.of_group("model"))
+    tuning = TuningArguments(**reading.of_group("tuning"))
+    data = DataArguments(**reading.of_group("data"))
     try:
-        training = TrainingArguments(**given("training"))
+        training = TrainingArguments(**reading.of_group("training"))
     except ArgumentError:
         raise
     except (ValueError, TypeError, OSError, ImportError) as error:

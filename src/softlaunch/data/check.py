@@ -80,6 +80,7 @@ class Problems:
     """The bad rows of one file: how many of each kind, and where the first ones stand."""
 
     num_rows: int = 0  # rows read, good ones included
+    has_history: bool = False  # any row with a column of that name
     counts: Counter[Kind] = field(default_factory=Counter)
     _shown: defaultdict[Kind, list[tuple[int, str]]] = field(default_factory=lambda: defaultdict(list))
 
@@ -89,6 +90,15 @@ class Problems:
         self.counts[kind] += 1
         if self.counts[kind] <= _MAX_SHOWN:
             self._shown[kind].append((number, bad.detail))
+
+    def extend(self, later: "Problems", line: int) -> None:
+        """Adds those of the rows that follow, whose numbers are counted from `line`."""
+        for kind, count in later.counts.items():
+            places = [(line + number, detail) for number, detail in later._shown[kind]]
+            self._shown[kind] = [*self._shown[kind], *places][:_MAX_SHOWN]
+            self.counts[kind] += count
+        self.num_rows += later.num_rows
+        self.has_history = self.has_history or later.has_history
 
     def error(self, path: Path) -> DataError:
         """The error that lists them."""

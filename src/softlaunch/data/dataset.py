@@ -1,7 +1,7 @@
-"""A data file to encoded rows: reading, encoding and a report of lengths, as the arguments ask for."""
+"""Data files to encoded rows: reading, encoding and a report of lengths, as the arguments ask for."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import datasets
@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from softlaunch.arguments import Arguments, DataArguments
 from softlaunch.data.encode import EncodeOptions, encode_for_generation, encode_for_training
 from softlaunch.data.read import read_rows
+from softlaunch.data.report import LengthReport, warn_of_shared_rows
 
 logger = logging.getLogger(__name__)
 
@@ -24,25 +25,42 @@ class Rows(NamedTuple):
 
 
 def load_rows(arguments: Arguments, tokenizer: PreTrainedTokenizerBase) -> Rows:
-    """The rows for every step of the run that its arguments ask for. Raises DataError for rows that cannot be used."""
+    """The rows for every step of the run that its arguments ask for, each file read and checked once.
+
+    The first process prints how long the rows are and what the limits cut, and warns of rows to evaluate on that are
+    trained on too. Raises DataError for rows that cannot be used.
+    """
     data, training = arguments.data, arguments.training
+    speaks = training.process_index == 0
     train = validation = validation_prompts = test = None
+    lengths = LengthReport()
     if training.do_train:
-        train = training_rows(data.train_file, data, tokenizer, data.max_train_samples)
+        train_rows = checked_rows(data.train_file, data, data.max_train_samples)
+        train = _encode(train_rows, data, tokenizer, encode_for_training, lengths, data.train_file)
     if training.do_eval:
-        validation = training_rows(data.validation_file, data, tokenizer, data.max_eval_samples)
-    if training.do_eval and training.predict_with_generate:
-        validation_prompts = prompt_rows(data.validation_file, data, tokenizer, data.max_eval_samples)
+        rows = checked_rows(data.validation_file, data, data.max_eval_samples)
+        validation = _encode(rows, data, tokenizer, encode_for_training, lengths, data.validation_file)
+        if training.predict_with_generate:
+            validation_prompts = _encode(rows, data, tokenizer, encode_for_generation)
+        if training.do_train and speaks:
+            warn_of_shared_rows(train_rows, data.train_file, rows, data.validation_file)
     if training.do_predict:
-        test = prompt_rows(data.test_file, data, tokenizer, data.max_predict_samples)
-    return Rows(train, validation, validation_prompts, test)
+        rows = checked_rows(data.test_file, data, data.max_predict_samples, require_response=False)
+        test = _encode(rows, data, tokenizer, encode_for_generation, lengths, data.test_file)
+        if training.do_train and speaks:
+            warn_of_shared_rows(train_rows, data.train_file, rows, data.test_file)
+    if speaks:
+        lengths.show(data)
+    return Rows(
+        _without(train, "prompt", "reference"), _without(validation, "prompt", "reference"), validation_prompts, test
+    )
 
 
 def training_rows(
     file: str | None, arguments: DataArguments, tokenizer: PreTrainedTokenizerBase, max_rows: int | None = None
 ) -> datasets.Dataset:
     """`input_ids`, `labels` and `row_id` of every row of `file`, for training and for `eval_loss`."""
-    rows = _encoded(file, arguments, tokenizer, max_rows, encode_for_training, require_response=True)
+    rows = _encode(checked_rows(file, arguments, max_rows), arguments, tokenizer, encode_for_training)
     return rows.remove_columns("prompt")
 
 
@@ -50,20 +68,16 @@ def prompt_rows(
     file: str | None, arguments: DataArguments, tokenizer: PreTrainedTokenizerBase, max_rows: int | None = None
 ) -> datasets.Dataset:
     """`input_ids` (of the prompt), `prompt`, `reference` and `row_id` of every row of `file`, to generate answers."""
-    return _encoded(file, arguments, tokenizer, max_rows, encode_for_generation, require_response=False)
+    rows = checked_rows(file, arguments, max_rows, require_response=False)
+    return _encode(rows, arguments, tokenizer, encode_for_generation)
 
 
-def _encoded(
-    file: str | None,
-    arguments: DataArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    max_rows: int | None,
-    encode: Callable,
-    *,
-    require_response: bool,
+def checked_rows(
+    file: str | None, arguments: DataArguments, max_rows: int | None = None, *, require_response: bool = True
 ) -> datasets.Dataset:
+    """`read_rows` of a file as the arguments ask for it."""
     assert file is not None  # the arguments were checked for it
-    rows = read_rows(
+    return read_rows(
         file,
         prompt_column=arguments.prompt_column,
         response_column=arguments.response_column,
@@ -72,36 +86,42 @@ def _encoded(
         skip_bad_rows=arguments.skip_bad_rows,
         max_rows=max_rows,
         require_response=require_response,
+        num_workers=arguments.preprocessing_num_workers,
     )
-    options = EncodeOptions(
+
+
+def encode_options(arguments: DataArguments) -> EncodeOptions:
+    """How the arguments ask for rows to be encoded."""
+    return EncodeOptions(
         max_source_length=arguments.max_source_length,
         max_target_length=arguments.max_target_length,
         source_prefix=arguments.source_prefix,
         train_on_all_turns=arguments.train_on_all_turns,
         legacy_truncation=arguments.legacy_truncation,
     )
+
+
+def _encode(
+    rows: datasets.Dataset,
+    arguments: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    encode: Callable,
+    lengths: LengthReport | None = None,
+    file: str | None = None,
+) -> datasets.Dataset:
     encoded = rows.map(
         encode,
         batched=True,
-        fn_kwargs={"tokenizer": tokenizer, "options": options},
+        fn_kwargs={"tokenizer": tokenizer, "options": encode_options(arguments)},
         remove_columns=["response", *(["history"] if arguments.history_column else [])],
         num_proc=arguments.preprocessing_num_workers,
         load_from_cache_file=not arguments.overwrite_cache,
     )
-    cut = [name for name in encoded.column_names if name.startswith("num_cut_")]
-    _report(file, encoded, cut)
-    return encoded.remove_columns(cut)
+    measures = [name for name in encoded.column_names if name.startswith("num_")]
+    if lengths is not None:
+        lengths.add(str(file), encoded)
+    return encoded.remove_columns(measures)
 
 
-def _report(file: str, encoded: datasets.Dataset, cut: Sequence[str]) -> None:
-    lengths = sorted(len(ids) for ids in encoded["input_ids"])
-    median, p95 = (lengths[int(share * (len(lengths) - 1))] for share in (0.5, 0.95))
-    logger.info("%s: %d rows, tokens median %d, p95 %d, max %d", file, len(lengths), median, p95, lengths[-1])
-    for name in cut:
-        tokens: list[Any] = [n for n in encoded[name] if n]
-        if tokens:
-            limit = name.removeprefix("num_cut_").removesuffix("_tokens")
-            logger.warning(
-                "%s: %d of %d rows are longer than max_%s_length and lost %d tokens of it in all",
-                *(file, len(tokens), len(lengths), limit, sum(tokens)),
-            )
+def _without(rows: datasets.Dataset | None, *columns: str) -> Any:
+    return rows and rows.remove_columns([name for name in columns if name in rows.column_names])

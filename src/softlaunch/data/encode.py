@@ -35,7 +35,9 @@ class EncodeOptions:
     legacy_truncation: bool = False
 
 
-class _Prompt(NamedTuple):
+class Prompt(NamedTuple):
+    """A question and the turns before it, [question, answer] pairs, oldest first."""
+
     question: str
     history: Sequence[Sequence[str]] = ()
 
@@ -58,14 +60,14 @@ def encode_for_training(
     puts there, which carries loss only if it is the eos token. ChatGLM2 and ChatGLM3 have none there, so stopping is
     learnt from the last answer, and the history looks in training as it does when the model answers.
 
-    Beside them `num_cut_source_tokens` and `num_cut_target_tokens`: what the limits cost each row.
+    Beside them `num_source_tokens` and `num_target_tokens`, the lengths of prompt and answer before they were cut, and
+    `num_cut_source_tokens` and `num_cut_target_tokens`, what the limits cost each row.
 
     Raises DataError for a history that the tokenizer has no template for, ArgumentError for limits below the template.
     """
     assert tokenizer.eos_token_id is not None
-    prompts, prompt_ids, num_cut = _encode_prompts(batch, tokenizer, options)
-    answer_prefix = _answer_prefix(tokenizer)
-    answer_ids = _plain_ids(tokenizer, [answer_prefix + response for response in batch["response"]])
+    prompts, prompt_ids, num_cut = encode_prompts(batch, tokenizer, options)
+    answer_ids = encode_answers(batch, tokenizer)
     columns: dict[str, list[Any]] = {"input_ids": [], "labels": []}
     for prompt, source, answer in zip(prompts, prompt_ids, answer_ids, strict=True):
         target = [*answer[: options.max_target_length], tokenizer.eos_token_id]
@@ -74,6 +76,8 @@ def encode_for_training(
             labels = _history_labels(tokenizer, prompt, options)[: len(source)]
         columns["input_ids"].append(source + target)
         columns["labels"].append(labels + target)
+    columns["num_source_tokens"] = [len(ids) + cut for ids, cut in zip(prompt_ids, num_cut, strict=True)]
+    columns["num_target_tokens"] = [len(answer) for answer in answer_ids]
     columns["num_cut_source_tokens"] = num_cut
     columns["num_cut_target_tokens"] = [max(len(answer) - options.max_target_length, 0) for answer in answer_ids]
     return columns
@@ -86,16 +90,24 @@ def encode_for_generation(
 
     Raises as `encode_for_training` does.
     """
-    _, prompt_ids, num_cut = _encode_prompts(batch, tokenizer, options)
-    return {"input_ids": prompt_ids, "reference": list(batch["response"]), "num_cut_source_tokens": num_cut}
+    _, prompt_ids, num_cut = encode_prompts(batch, tokenizer, options)
+    return {
+        "input_ids": prompt_ids,
+        "reference": list(batch["response"]),
+        "num_source_tokens": [len(ids) + cut for ids, cut in zip(prompt_ids, num_cut, strict=True)],
+        "num_cut_source_tokens": num_cut,
+    }
 
 
-def _encode_prompts(
+def encode_prompts(
     batch: Mapping[str, Sequence[Any]], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
-) -> tuple[list[_Prompt], list[list[int]], list[int]]:
-    """The prompts as far as they fit, their ids, and how many ids of each did not fit."""
+) -> tuple[list[Prompt], list[list[int]], list[int]]:
+    """The prompts as far as they fit, their ids, and how many ids of each did not fit.
+
+    With `legacy_truncation` the prompts are whole: there the ids alone are cut.
+    """
     histories = batch.get("history") or [()] * len(batch["prompt"])
-    prompts = [_Prompt(question, history or ()) for question, history in zip(batch["prompt"], histories, strict=True)]
+    prompts = [Prompt(question, history or ()) for question, history in zip(batch["prompt"], histories, strict=True)]
     all_ids = _prompt_ids(tokenizer, _render(tokenizer, prompts, options))
     num_cut = [max(len(ids) - options.max_source_length, 0) for ids in all_ids]
     for index, ids in enumerate(all_ids):
@@ -109,9 +121,9 @@ def _encode_prompts(
     return prompts, all_ids, num_cut
 
 
-def _fit(tokenizer: PreTrainedTokenizerBase, prompt: _Prompt, options: EncodeOptions) -> tuple[_Prompt, list[int]]:
+def _fit(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: EncodeOptions) -> tuple[Prompt, list[int]]:
     """The most of a prompt that fits: without its oldest turns, then without the end of the question."""
-    shorter = [_Prompt(prompt.question, prompt.history[turn:]) for turn in range(len(prompt.history) + 1)]
+    shorter = [Prompt(prompt.question, prompt.history[turn:]) for turn in range(len(prompt.history) + 1)]
     candidates = _prompt_ids(tokenizer, _render(tokenizer, shorter, options))
     for candidate, ids in zip(shorter, candidates, strict=True):
         if len(ids) <= options.max_source_length:
@@ -122,12 +134,12 @@ def _fit(tokenizer: PreTrainedTokenizerBase, prompt: _Prompt, options: EncodeOpt
     ends = [end for _, end in question["offset_mapping"]]
     keep = len(ends) - (len(ids) - options.max_source_length)
     while keep > 0:  # a text that was cut in the middle of a word may take a token more than it did as a part
-        candidate = _Prompt(prompt.question[: ends[keep - 1]])
+        candidate = Prompt(prompt.question[: ends[keep - 1]])
         (ids,) = _prompt_ids(tokenizer, _render(tokenizer, [candidate], options))
         if len(ids) <= options.max_source_length:
             return candidate, ids
         keep -= len(ids) - options.max_source_length
-    (template,) = _prompt_ids(tokenizer, _render(tokenizer, [_Prompt("")], options))
+    (template,) = _prompt_ids(tokenizer, _render(tokenizer, [Prompt("")], options))
     raise ArgumentError(
         "max_source_length is {max_source_length}, but the prompt's template and source_prefix alone take "
         "{num_tokens} tokens; raise it so that the question fits too, or set legacy_truncation to cut the "
@@ -137,7 +149,7 @@ def _fit(tokenizer: PreTrainedTokenizerBase, prompt: _Prompt, options: EncodeOpt
     )
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[_Prompt], options: EncodeOptions) -> list[str]:
+def _render(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], options: EncodeOptions) -> list[str]:
     """The prompts as text, up to where the answer begins."""
     prefix = options.source_prefix
     if tokenizer.chat_template is None:
@@ -165,6 +177,12 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], **kwargs: 
     return encoded if kwargs else encoded["input_ids"]
 
 
+def encode_answers(batch: Mapping[str, Sequence[Any]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The ids of the responses, whole and without an eos token."""
+    prefix = _answer_prefix(tokenizer)
+    return _plain_ids(tokenizer, [prefix + response for response in batch["response"]])
+
+
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """Ids of texts in which nothing is a special token, whatever it looks like."""
     return tokenizer(texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)[
@@ -182,7 +200,7 @@ def _answer_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
     return full[len(prompt) :].partition(_PROBE)[0] if full.startswith(prompt) else ""
 
 
-def _history_labels(tokenizer: PreTrainedTokenizerBase, prompt: _Prompt, options: EncodeOptions) -> list[int]:
+def _history_labels(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: EncodeOptions) -> list[int]:
     """Labels of a rendered prompt: the ids of the history's answers, IGNORED_LABEL elsewhere."""
     spans = _answer_spans(tokenizer, prompt, options)
     encoded = _prompt_ids(tokenizer, _render(tokenizer, [prompt], options), return_offsets_mapping=True)
@@ -196,14 +214,14 @@ def _history_labels(tokenizer: PreTrainedTokenizerBase, prompt: _Prompt, options
     return labels
 
 
-def _answer_spans(tokenizer: PreTrainedTokenizerBase, prompt: _Prompt, options: EncodeOptions) -> list[tuple[int, int]]:
+def _answer_spans(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: EncodeOptions) -> list[tuple[int, int]]:
     """Where the answers of the history stand in the rendered prompt: [start, end) in characters.
 
     A template is a program that may trim or rewrite what it is given. So an answer is not searched for: it lies between
     the prompt that asked for it and what stays the same when it is exchanged for another one.
     """
     history = prompt.history
-    asked = [_Prompt(question, history[:turn]) for turn, (question, _) in enumerate(history)]
+    asked = [Prompt(question, history[:turn]) for turn, (question, _) in enumerate(history)]
     exchanged = [
         prompt._replace(history=[*history[:turn], (question, _PROBE), *history[turn + 1 :]])
         for turn, (question, _) in enumerate(history)

@@ -10,16 +10,20 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import astuple
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 from filelock import FileLock
 
 from softlaunch.data.check import Columns, Kind, Problems, check_row, require_columns, say_kind
-from softlaunch.data.sources import BadRow, records, require_source
-from softlaunch.data.text_encoding import codec_name
+from softlaunch.data.parallel import Stretch, available_cores, can_split, run, split
+from softlaunch.data.sources import BadRow, Record, is_json_lines, records, require_source
+from softlaunch.data.text_encoding import codec_name, encoding_error
 from softlaunch.errors import DataError
 from softlaunch.messages import say
 
@@ -43,6 +47,7 @@ def read_rows(
     max_rows: int | None = None,
     require_response: bool = True,
     cache_dir: str | Path | None = None,
+    num_workers: int | None = None,
 ) -> datasets.Dataset:
     """Reads and checks a file of prompts and responses: JSON lines, a JSON array, CSV, TSV, Parquet, `save_to_disk`.
 
@@ -56,6 +61,7 @@ def read_rows(
         max_rows: takes the first so many good rows and reads no further.
         require_response: False for rows that are only to be answered: an empty or missing response becomes "".
         cache_dir: where the checked rows are kept; by default where `datasets` keeps its own (HF_DATASETS_CACHE).
+        num_workers: processes that check a large file of JSON lines; as many as there are cores if not given.
 
     Returns:
         A memory-mapped dataset with the columns `row_id` (int64, the place of the row among all rows of the file, from
@@ -67,6 +73,7 @@ def read_rows(
         ArgumentError: `file_encoding` is no text encoding.
     """
     assert max_rows is None or max_rows > 0
+    num_workers = num_workers or available_cores()
     path = Path(path)
     codec = codec_name(file_encoding)
     require_source(path)
@@ -78,7 +85,7 @@ def read_rows(
         directory.mkdir(parents=True, exist_ok=True)
         with FileLock(directory / "lock"):
             if not (directory / _ROWS_FILE).exists():  # another process may have written it while we waited
-                _write_good_rows(directory, path, codec, columns, skip_bad_rows, max_rows)
+                _write_good_rows(directory, path, codec, columns, skip_bad_rows, max_rows, num_workers)
     _log_dropped(path, **json.loads((directory / _DROPPED_FILE).read_text()))
     return datasets.Dataset.from_file(str(directory / _ROWS_FILE))
 
@@ -93,14 +100,25 @@ def _content_digest(path: Path) -> str:
 
 
 def _write_good_rows(
-    directory: Path, path: Path, codec: str, columns: Columns, skip_bad_rows: bool, max_rows: int | None
+    directory: Path,
+    path: Path,
+    codec: str,
+    columns: Columns,
+    skip_bad_rows: bool,
+    max_rows: int | None,
+    num_workers: int,
 ) -> None:
     """Leaves `rows.arrow` and `dropped.json` in `directory`, or raises and leaves neither."""
-    problems = Problems()
-    rows = islice(_good_rows(path, codec, columns, problems), max_rows)
     incomplete = directory / f"{_ROWS_FILE}.incomplete"
+    is_split = max_rows is None and num_workers > 1 and can_split(path, codec) and is_json_lines(path, codec)
     try:
-        num_written = _write_arrow(incomplete, rows, with_history=columns.history is not None)
+        if is_split:
+            num_written, problems = _check_in_parallel(incomplete, path, codec, columns, num_workers)
+        else:
+            num_written, problems = _check(incomplete, path, columns, records(path, codec), max_rows)
+        if columns.history and not problems.has_history:
+            head = _fields(list(islice(records(path, codec), _HEAD_ROWS)))
+            require_columns(path, head, [columns.history], say("Leave history_column out if no row has a history."))
         if problems.counts and not (skip_bad_rows and num_written):
             raise problems.error(path)
         if not num_written:
@@ -109,38 +127,71 @@ def _write_good_rows(
         (directory / _DROPPED_FILE).write_text(json.dumps(dropped))
         incomplete.replace(directory / _ROWS_FILE)
     finally:
-        incomplete.unlink(missing_ok=True)
+        for left in directory.glob(f"{incomplete.name}*"):
+            left.unlink()
 
 
-def _good_rows(path: Path, codec: str, columns: Columns, problems: Problems) -> Iterator[tuple]:
+def _check(
+    target: Path, path: Path, columns: Columns, found: Iterator[Record], max_rows: int | None = None
+) -> tuple[int, Problems]:
+    """Writes the good ones of the records to `target`; returns how many they are, and the problems of the others."""
+    problems = Problems()
+    rows = islice(_good_rows(path, columns, found, problems), max_rows)
+    return _write_arrow(target, rows, with_history=columns.history is not None), problems
+
+
+def _check_in_parallel(
+    target: Path, path: Path, codec: str, columns: Columns, num_workers: int
+) -> tuple[int, Problems]:
+    """As `_check`, of a file of JSON lines."""
+    stretches = split(path, codec, num_workers)
+    try:
+        results = run(partial(_check_stretch, target, columns), stretches)
+    except UnicodeDecodeError:
+        raise encoding_error(path, codec) from None
+    problems, line = Problems(), 0
+    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, _schema(columns.history is not None)) as writer:
+        for index, (stretch, (_, later)) in enumerate(zip(stretches, results, strict=True)):
+            part = _part(target, index)
+            with pa.memory_map(str(part)) as source, pa.ipc.open_stream(source) as reader:
+                for batch in reader:
+                    writer.write_batch(batch.set_column(0, "row_id", pc.add(batch["row_id"], problems.num_rows)))
+            part.unlink()
+            problems.extend(later, line)
+            line += stretch.num_lines()
+    return sum(num_written for num_written, _ in results), problems
+
+
+def _check_stretch(target: Path, columns: Columns, index: int, stretch: Stretch) -> tuple[int, Problems]:
+    return _check(_part(target, index), stretch.path, columns, stretch.records())
+
+
+def _part(target: Path, index: int) -> Path:
+    return target.with_name(f"{target.name}-{index}")
+
+
+def _good_rows(path: Path, columns: Columns, found: Iterator[Record], problems: Problems) -> Iterator[tuple]:
     """Tuples `(row_id, prompt, response, history)`; counts the other rows in `problems`."""
-    found = records(path, codec)
     head = list(islice(found, _HEAD_ROWS))
-    head_fields = [fields for _, fields in head if isinstance(fields, dict)]
-    require_columns(
-        path, head_fields, (columns.prompt, columns.response), say("Set prompt_column and response_column.")
-    )
-    has_history = False
+    advice = say("Set prompt_column and response_column.")
+    require_columns(path, _fields(head), (columns.prompt, columns.response), advice)
     for row_id, (number, fields) in enumerate(chain(head, found)):
         problems.num_rows += 1
-        has_history = has_history or (isinstance(fields, dict) and columns.history in fields)
+        problems.has_history = problems.has_history or (isinstance(fields, dict) and columns.history in fields)
         row = fields if isinstance(fields, BadRow) else check_row(fields, columns)
         if isinstance(row, BadRow):
             problems.add(number, row)
         else:
             yield (row_id, *row)
-    if columns.history and not has_history:
-        advice = say("Leave history_column out if no row has a history.")
-        require_columns(path, head_fields, [columns.history], advice)
+
+
+def _fields(found: list[Record]) -> list[dict[str, Any]]:
+    return [fields for _, fields in found if isinstance(fields, dict)]
 
 
 def _write_arrow(path: Path, rows: Iterator[tuple], *, with_history: bool) -> int:
     """Writes the rows as an Arrow stream that `Dataset.from_file` maps; returns their number."""
-    text = datasets.Value("string")
-    features = datasets.Features({"row_id": datasets.Value("int64"), "prompt": text, "response": text})
-    if with_history:
-        features["history"] = datasets.List(datasets.List(text))
-    schema = features.arrow_schema
+    schema = _schema(with_history)
     num_written = 0
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         while batch := list(islice(rows, _BATCH_ROWS)):
@@ -149,6 +200,14 @@ def _write_arrow(path: Path, rows: Iterator[tuple], *, with_history: bool) -> in
             writer.write_batch(pa.record_batch(arrays, schema=schema))
             num_written += len(batch)
     return num_written
+
+
+def _schema(with_history: bool) -> pa.Schema:
+    text = datasets.Value("string")
+    features = datasets.Features({"row_id": datasets.Value("int64"), "prompt": text, "response": text})
+    if with_history:
+        features["history"] = datasets.List(datasets.List(text))
+    return features.arrow_schema
 
 
 def _log_dropped(path: Path, num_rows: int, counts: list[tuple[Kind, int]]) -> None:

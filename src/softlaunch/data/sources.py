@@ -41,6 +41,15 @@ class BadRow:
 Record = tuple[int, dict[str, Any] | BadRow]
 
 
+def is_json_lines(path: Path, codec: str) -> bool:
+    """Whether `records` would read the file line by line. Raises DataError as `records` does."""
+    try:
+        reader = _reader(path, codec)
+    except UnicodeDecodeError:
+        raise encoding_error(path, codec) from None
+    return isinstance(reader, partial) and reader.func is _json_lines
+
+
 def require_source(path: Path) -> None:
     """Stops if there is nothing to read at `path`.
 
@@ -187,16 +196,18 @@ def _refuse_spread_object(path: Path, start: str) -> None:
 def _json_lines(path: Path, codec: str) -> Iterator[Record]:
     with path.open(encoding=codec, newline="\n") as file:
         for number, line in enumerate(file, start=1):
-            if line.isspace():
-                continue
-            try:
-                fields = json.loads(line)
-            except json.JSONDecodeError as error:
-                yield number, BadRow("broken JSON", say("{msg}, column {colno}", msg=error.msg, colno=error.colno))
-            except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of brackets
-                yield number, BadRow("broken JSON", str(error))
-            else:
-                yield number, _object(fields)
+            if not line.isspace():
+                yield number, json_record(line)
+
+
+def json_record(line: str) -> dict[str, Any] | BadRow:
+    """The fields of one line of JSON lines, or what is wrong with it."""
+    try:
+        return _object(json.loads(line))
+    except json.JSONDecodeError as error:
+        return BadRow("broken JSON", say("{msg}, column {colno}", msg=error.msg, colno=error.colno))
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of brackets
+        return BadRow("broken JSON", str(error))
 
 
 def _object(value: Any) -> dict[str, Any] | BadRow:

@@ -12,6 +12,7 @@ from softlaunch.arguments import Arguments
 from softlaunch.evaluation.comparison import side_by_side
 from softlaunch.evaluation.predict import GenerationOptions, predict, share_of_process, write_original_format
 from softlaunch.evaluation.scores import score_records
+from softlaunch.tuning import digest
 
 
 def predict_and_score(
@@ -26,10 +27,10 @@ def predict_and_score(
     options = GenerationOptions.of(arguments.data)
     share: dict[str, Any] = {**share_of_process(arguments.training)}
     answers = partial(predict, model, tokenizer, rows, options, **share)
-    after = answers(directory=output_dir, settings=options.settings(model.digest(), rows))
+    after = answers(directory=output_dir, settings=options.settings(digest(model), rows))
     if compares:
         with model.disable_adapter():
-            before = answers(directory=output_dir / "base", settings=options.settings(model.digest(), rows))
+            before = answers(directory=output_dir / "base", settings=options.settings(digest(model), rows))
     if arguments.training.process_index != 0:
         return {}
     write_original_format(after, output_dir / "generated_predictions.txt")

@@ -2,7 +2,8 @@
 
 They are the same network under other names: RMSNorm, grouped-query attention with biased q, k, v, rotary embedding on
 the first half of each head in interleaved pairs, gated SiLU. `rope_ratio` (ChatGLM3, GLM-4) multiplies the rotary base.
-The weights are renamed and the fused `query_key_value` is split while they are read, shard by shard.
+The weights are renamed and the fused `query_key_value` is split while they are read, shard by shard; the same the other
+way round when they are written in the released layout.
 """
 
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import torch
 from transformers import GlmConfig, GlmForCausalLM
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
+from transformers.core_model_loading import Concatenate, ConversionOps, WeightConverter, WeightRenaming
 
 from softlaunch.errors import CheckpointError
+from softlaunch.models.source import chatglm_6b
 
 # The network that the released code also knows how to build, but that no release of the three uses.
 _FIXED = {
@@ -32,11 +34,7 @@ def glm_config(released: dict[str, Any], path: str) -> GlmConfig:
     network that `GlmForCausalLM` does not compute.
     """
     if "position_encoding_2d" in released or "num_layers" not in released or "ffn_hidden_size" not in released:
-        raise CheckpointError(
-            "{path}: this is ChatGLM-6B (v1), another network under the same model_type; it cannot be loaded yet. "
-            "Use ChatGLM2-6B, ChatGLM3-6B or GLM-4-9B.",
-            path=path,
-        )
+        raise chatglm_6b(path)
     for key, value in _FIXED.items():
         if released.get(key, value) != value:
             raise CheckpointError(
@@ -93,6 +91,11 @@ class SplitQueryKeyValue(ConversionOps):
         q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
         parts = torch.split(fused, [q, kv, kv], dim=0)
         return {target: [part.contiguous()] for target, part in zip(target_patterns, parts, strict=True)}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """How the released layout is written."""
+        return Concatenate(dim=0)
 
 
 def weight_transforms() -> list[WeightRenaming | WeightConverter]:

@@ -1,17 +1,19 @@
 """A base model by path: released ChatGLM2/3 and GLM-4 natively, any other causal LM as transformers loads it."""
 
 import logging
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from softlaunch.errors import CheckpointError
-from softlaunch.models.chatglm import load_released_chatglm
+from softlaunch.models.chatglm import glm_config, load_released_chatglm
 from softlaunch.models.quantize import keep_weights_as_loaded, own_gpu, quantization_config
+from softlaunch.models.source import nothing_there, require_model
 
 logger = logging.getLogger(__name__)
 
@@ -84,36 +86,65 @@ def load_model(
     return model
 
 
+def load_skeleton(path: str, **hub_kwargs: Any) -> PreTrainedModel:
+    """The model without its weights, which are on the meta device: what its config says, and what turns its keys.
+
+    Raises CheckpointError as `load_model` does, as far as the config goes.
+    """
+    written = read_config(path, **hub_kwargs)
+    config: Any
+    if written.get("model_type") == "chatglm":
+        config = glm_config(written, path)
+    else:
+        config = AutoConfig.from_pretrained(path, **hub_kwargs)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    rotary = getattr(model.base_model, "rotary_emb", None)
+    if rotary is not None:
+        model.base_model.rotary_emb = type(rotary)(config)
+    return model
+
+
 def read_config(path: str, **hub_kwargs: Any) -> dict[str, Any]:
     """The content of `config.json`; raises CheckpointError when there is none."""
-    if not Path(path).is_dir() and Path(path).exists():
-        raise CheckpointError(
-            "{path}: this is a file; model_name_or_path takes the directory that holds config.json", path=path
-        )
+    require_model(path, **hub_kwargs)
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        if (Path(path) / "adapter_config.json").is_file():
+            raise CheckpointError(
+                "{path}: this directory holds an adapter and no base model; give it as adapter, and the model that it "
+                "was trained on as model_name_or_path",
+                path=path,
+            )
         raise CheckpointError(
             "{path}: no config.json here; model_name_or_path takes a checkpoint directory as released", path=path
         )
     try:
         return PretrainedConfig.get_config_dict(path, **hub_kwargs)[0]
     except (OSError, ValueError) as error:
+        if Path(path).is_dir():
+            raise CheckpointError(
+                "{file}: this is not valid JSON ({error}); fetch the file again",
+                file=Path(path) / "config.json",
+                error=error.__cause__ or error,
+            ) from error
+        raise nothing_there(path, error) from error
+
+
+def refuse_packed_weights(path: str, names: Iterable[str]) -> None:
+    """Raises CheckpointError if tensors of these names hold weights that the original ChatGLM code quantized."""
+    packed = sorted(name for name in names if name.endswith("weight_scale"))
+    if packed:
         raise CheckpointError(
-            "{path}: no such directory, and nothing under this name on the hub ({reason})",
+            "{path}: these weights were quantized by the original code ({name}, …) and cannot be unpacked; use the "
+            "float16 release of the model, with quantization_bit 4 or 8 if memory is short",
             path=path,
-            reason=str(error).splitlines()[0],
-        ) from error
+            name=packed[0],
+        )
 
 
 def _check_complete(path: str, info: dict[str, Any]) -> None:
     missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
-    quantized = sorted(k for k in info["unexpected_keys"] if k.endswith("weight_scale"))
-    if quantized:
-        raise CheckpointError(
-            "{path}: these weights were quantized by the original code ({name}, …) and cannot be unpacked; use "
-            "the float16 release of the model, with quantization_bit 4 or 8 if memory is short",
-            path=path,
-            name=quantized[0],
-        )
+    refuse_packed_weights(path, info["unexpected_keys"])
     if missing or mismatched:
         raise CheckpointError(
             "{path}: the weights do not fit config.json: {num_missing} missing {missing}, {num_mismatched} of "

@@ -18,6 +18,7 @@ from softlaunch.models.chatglm_tokenizer import (
     build_chatglm_tokenizer,
     read_sentencepiece,
 )
+from softlaunch.models.source import chatglm_6b, nothing_there, require_model
 from softlaunch.models.tiktoken_tokenizer import build_glm4, is_tiktoken
 
 logger = logging.getLogger(__name__)
@@ -51,9 +52,10 @@ def load_tokenizer(
             prompt_style=prompt_style,
             allowed=", ".join(PROMPT_STYLES),
         )
+    require_model(path, **hub_kwargs)
     config = _read_json(path, "config.json", hub_kwargs)
     if not config and not Path(path).is_dir():
-        raise _nothing_there(path, say("no config.json found"))  # offline, every further look would take half a minute
+        raise nothing_there(path, say("no config.json found"))  # offline, every further look would take half a minute
     tokenizer_config = _read_json(path, "tokenizer_config.json", hub_kwargs)
     if not config and not tokenizer_config:
         raise CheckpointError(
@@ -89,9 +91,7 @@ def _load_chatglm(
 ) -> PreTrainedTokenizerBase:
     file = _find_file(path, "tokenizer.model", hub_kwargs)
     if "position_encoding_2d" in config or (file is None and _find_file(path, "ice_text.model", hub_kwargs)):
-        raise CheckpointError(
-            "{path}: this is ChatGLM-6B (v1), which is not supported yet; use ChatGLM2-6B or ChatGLM3-6B", path=path
-        )
+        raise chatglm_6b(path)
     if file is None:
         raise CheckpointError(
             "{path}: there is no tokenizer.model; copy the file of that name from the released ChatGLM2-6B or "
@@ -152,7 +152,7 @@ def _load_auto(path: str, hub_kwargs: Mapping[str, Any]) -> PreTrainedTokenizerB
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **hub_kwargs)
     except Exception as error:  # whatever transformers and tokenizers raise over files that are missing or cut off
         if not Path(path).is_dir():
-            raise _nothing_there(path, str(error)) from error
+            raise nothing_there(path, error) from error
         raise CheckpointError(
             "{path}: no tokenizer can be loaded from here: {error}\nThe directory needs a tokenizer.json, or the "
             "vocabulary files of a tokenizer that transformers knows; code beside a checkpoint is never run",
@@ -182,19 +182,8 @@ def _find_file(path: str, name: str, hub_kwargs: Mapping[str, Any]) -> Path | No
     directory = Path(path)
     if directory.is_dir():
         return directory / name if (directory / name).is_file() else None
-    if directory.exists():
-        raise CheckpointError("{path}: this is a file; give the directory that holds it", path=path)
     try:
         file = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
     except (OSError, ValueError) as error:
-        raise _nothing_there(path, str(error)) from error
+        raise nothing_there(path, error) from error
     return None if file is None else Path(file)
-
-
-def _nothing_there(path: str, reason: str) -> CheckpointError:
-    return CheckpointError(
-        "{path}: no such directory, and no tokenizer under this name on the hub ({reason}); give the "
-        "directory of a checkpoint, or a hub id that can be reached from here",
-        path=path,
-        reason=reason.partition(chr(10))[0],
-    )

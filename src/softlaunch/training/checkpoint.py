@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -17,6 +17,7 @@ from softlaunch.errors import CheckpointError
 from softlaunch.files import flush
 from softlaunch.messages import say
 from softlaunch.training.manifest import MANIFEST_FILE, problem, read_manifest
+from softlaunch.tuning.split import gathered
 
 logger = logging.getLogger(__name__)
 
@@ -24,18 +25,27 @@ INCOMPLETE = ".incomplete"  # where a checkpoint is written before it takes its 
 _DAMAGED = ".damaged"
 
 
-def trained_tensors(model: nn.Module, *, in_deepspeed: bool = False) -> dict[str, torch.Tensor]:
-    """The trainable parameters by name, each whole on every process; all processes call it together.
+def trained_tensors(model: nn.Module, *, in_deepspeed: bool = False, keep: bool = True) -> dict[str, torch.Tensor]:
+    """What is to be saved, by name and whole: what was trained of a model with adapters, all of another one.
 
-    Under DeepSpeed they are the float32 copies that its optimizer steps: in half precision those of the model are
-    rounded ones.
+    All processes call it together, and those that do not `keep` the tensors get none. Under DeepSpeed trained ones are
+    the float32 copies that its optimizer steps: in half precision those of the model are rounded ones.
     """
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if in_deepspeed:
-        from deepspeed.utils import safe_get_full_fp32_param
+    everything = not isinstance(model, PeftModel)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad and not everything:
+            continue
+        if in_deepspeed and parameter.requires_grad:
+            from deepspeed.utils import safe_get_full_fp32_param
 
-        return {name: safe_get_full_fp32_param(parameter) for name, parameter in trained.items()}
-    return {n: p.full_tensor() if isinstance(p, DTensor) else p.detach() for n, p in trained.items()}
+            tensor = safe_get_full_fp32_param(parameter)
+            tensors |= {name: tensor.cpu()} if keep else {}
+            continue
+        with gathered([parameter]) as (tensor,):  # one at a time: a whole model need not fit beside its parts
+            is_whole = tensor is parameter and not hasattr(parameter, "ds_id")
+            tensors |= {name: tensor.detach() if is_whole else tensor.detach().cpu().clone()} if keep else {}
+    return tensors
 
 
 def checkpoints(output_dir: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from softlaunch.arguments import Arguments
 from softlaunch.collective import decided_by_first
-from softlaunch.errors import ArgumentError, CheckpointError
+from softlaunch.errors import CheckpointError
 from softlaunch.files import read_json_object, write_json
 from softlaunch.messages import say
 from softlaunch.preemption import MARKER_FILE
@@ -26,20 +26,35 @@ logger = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 
 
-def open_run(arguments: Arguments) -> Arguments:
-    """Take hold of `output_dir` and find out what is left to do there; all processes call it.
+def find_run(arguments: Arguments) -> Arguments:
+    """Find out what is left to do in `output_dir`; all processes call it, and nothing is written.
 
     Returns the arguments of that: without `restart` when this job has begun anew before, without `do_train` when the
-    run is finished. Raises LaunchError when another run is at work there, CheckpointError when the directory holds a
-    run with other arguments, rows or base model, which are named.
+    run is finished, and with `run`, what `take_run` is to write. Raises CheckpointError when the directory holds a run
+    with other arguments, rows or base model, which are named.
     """
-    begun, finished = decided_by_first(lambda: _open_or_refuse(arguments))
+    if not arguments.training.do_train:
+        return arguments
+    run, begun = decided_by_first(lambda: _find(arguments))
     training, tuning = copy.copy(arguments.training), arguments.tuning
     training.restart = training.restart and not begun
-    if finished:
+    if run["finished"]:
         training.do_train = False
         tuning = dataclasses.replace(tuning, adapter=None)
-    return dataclasses.replace(arguments, training=training, tuning=tuning)
+    return dataclasses.replace(arguments, training=training, tuning=tuning, run=run)
+
+
+def take_run(output_dir: Path, arguments: Arguments) -> None:
+    """Hold `output_dir` until this process ends, clear leftovers and write `run.json`; the first process calls it.
+
+    Raises LaunchError when another run is at work there, OSError when it cannot be written.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lock.take(output_dir)
+    shutil.rmtree(output_dir / INCOMPLETE, ignore_errors=True)
+    (output_dir / MARKER_FILE).unlink(missing_ok=True)
+    if arguments.run:
+        write_json(output_dir / RUN_FILE, dict(arguments.run))
 
 
 def read_run(output_dir: Path) -> dict[str, Any]:
@@ -54,48 +69,30 @@ def finish_run(output_dir: Path) -> None:
         write_json(output_dir / RUN_FILE, {**run, "finished": True})
 
 
-def _open_or_refuse(arguments: Arguments) -> tuple[bool, bool]:
-    try:
-        return _open(arguments)
-    except OSError as error:
-        raise ArgumentError(
-            "output_dir {output_dir} cannot be written: {strerror}; name a directory that you may write to",
-            output_dir=arguments.training.output_dir,
-            strerror=error.strerror or error,
-        ) from error
-
-
-def _open(arguments: Arguments) -> tuple[bool, bool]:
-    """(whether `restart` was done before by this job, whether the training is finished)"""
+def _find(arguments: Arguments) -> tuple[dict[str, Any], bool]:
+    """(the content of `run.json` for what this start is to do, whether this job has done the `restart` before)"""
     training = arguments.training
     output_dir = Path(str(training.output_dir))
-    output_dir.mkdir(parents=True, exist_ok=True)
-    lock.take(output_dir)
-    (output_dir / MARKER_FILE).unlink(missing_ok=True)
-    shutil.rmtree(output_dir / INCOMPLETE, ignore_errors=True)
-    if not training.do_train:
-        return False, False
     run, now = read_run(output_dir), identity(arguments)
     begun = training.restart and run.get("job") == _job() is not None
     if training.restart and not begun:
-        _begin(output_dir, now, earlier=sorted(path.name for path in output_dir.glob("checkpoint-*")))
-        return False, False
+        return _new_run(now, earlier=sorted(path.name for path in output_dir.glob("checkpoint-*"))), False
     finished = bool(run.get("finished")) and any((output_dir / name).is_dir() for name in ("adapter", "model"))
     going_on = [path for path in checkpoints(output_dir) if run.get("id") in (None, read_manifest(path).get("run_id"))]
     if not finished and not going_on:
-        _begin(output_dir, now, earlier=run.get("earlier", []))
-        return begun, False
-    _compare(output_dir, run or read_manifest(going_on[-1]).get("run", {}), now, arguments)
-    if not run:
-        _begin(output_dir, now, run_id=read_manifest(going_on[-1]).get("run_id"))
+        return _new_run(now, earlier=run.get("earlier", [])), begun
+    newest = read_manifest(going_on[-1]) if going_on else {}
+    _compare(output_dir, run or newest.get("run") or {}, now, arguments)
+    if not run:  # a checkpoint that was copied here
+        run = _new_run(now, run_id=newest.get("run_id"))
     if finished:
         logger.info(say("the training in {output_dir} is finished; set restart to train anew", output_dir=output_dir))
-    return begun, finished
+    return {**run, "finished": finished}, begun
 
 
-def _begin(output_dir: Path, now: dict[str, Any], *, earlier: Any = (), run_id: str | None = None) -> None:
-    run = {"id": run_id or uuid.uuid4().hex, "job": _job(), "finished": False, "earlier": list(earlier), **now}
-    write_json(output_dir / RUN_FILE, run)
+def _new_run(now: dict[str, Any], *, earlier: Any = (), run_id: Any = None) -> dict[str, Any]:
+    run_id = str(run_id or uuid.uuid4().hex)
+    return {"id": run_id, "job": _job(), "finished": False, "earlier": [str(name) for name in earlier], **now}
 
 
 def _compare(output_dir: Path, earlier: dict[str, Any], now: dict[str, Any], arguments: Arguments) -> None:

@@ -242,15 +242,15 @@ class ResumableTrainer(Trainer):
         self._write_errors = []
         return failed
 
-    def save_result(self, name: str) -> None:
-        """Save what was trained as the folder `name` of the run's directory: whole, or what was there stays.
+    def save_result(self, name: str, save: Callable[[str], None]) -> None:
+        """Let `save` write what was trained, and make it the folder `name` of the run's directory: whole or not at all.
 
         All processes call it. Raises CheckpointError when it cannot be written.
         """
         written, place = self.output_dir / INCOMPLETE / name, self.output_dir / name
         self._write_errors = []
         with self._noting_write_errors():
-            self.save_model(str(written))
+            save(str(written))
             if self.args.should_save:
                 flush_tree(written)
                 put_in_place(written, place)

@@ -1,5 +1,6 @@
 """The one Trainer subclass: what the loss is, in which order rows come, and what a checkpoint holds."""
 
+import logging
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from softlaunch.arguments import TrainingArguments
 from softlaunch.data.collate import TrainingCollator
 from softlaunch.data.encode import IGNORED_LABEL
 from softlaunch.data.order import LengthGroupedSampler
+from softlaunch.messages import say
 from softlaunch.training.callbacks import MetricsFile
 from softlaunch.training.checkpoint import checkpoint_to_resume, trained_tensors
 from softlaunch.training.finite import NonFiniteGradients, stop_if_not_finite
@@ -24,6 +26,9 @@ from softlaunch.training.label_logits import LogitsAtLabels
 from softlaunch.training.results import write_results
 from softlaunch.training.run_state import finish_run, read_run
 from softlaunch.training.saving import ResumableTrainer
+from softlaunch.tuning import trainable_summary
+
+logger = logging.getLogger(__name__)
 
 AnswerScores = Callable[[nn.Module], dict[str, float]]
 
@@ -33,15 +38,23 @@ class CausalTrainer(ResumableTrainer):
 
     Loss: the sum of the label tokens' negative log-likelihoods divided by their number, over all processes and
     accumulation steps; `eval_loss` likewise over the whole validation set. `answer_scores`, when given, is called in
-    every evaluation and adds scores of generated answers.
+    every evaluation and adds scores of generated answers. `save_whole` writes the result of training that is no
+    adapter: it is called on the first process with the directory `model/` and all tensors.
 
     It derives from Trainer, not from Seq2SeqTrainer, whose evaluation counts rows twice when processes do not divide
     them; all that Seq2SeqTrainer adds is generation, which is `evaluation.predict` here.
     """
 
-    def __init__(self, *, pad_token_id: int, answer_scores: AnswerScores | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        pad_token_id: int,
+        answer_scores: AnswerScores | None = None,
+        save_whole: Callable[[str, dict[str, torch.Tensor]], None] | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(data_collator=TrainingCollator(pad_token_id), compute_metrics=self._scores, **kwargs)
-        self.answer_scores = answer_scores
+        self.answer_scores, self.save_whole = answer_scores, save_whole
         self._label_logits = LogitsAtLabels(cast(PreTrainedModel, self.model))
         arguments = cast(TrainingArguments, self.args)
         begins_anew = arguments.restart and arguments.do_train
@@ -51,13 +64,29 @@ class CausalTrainer(ResumableTrainer):
             self.remove_callback(PrinterCallback)  # it prints on the first process of every node
 
     def run_training(self) -> None:
-        """Train, from the newest checkpoint on if there is one; leave `adapter/` and the metrics in `output_dir`."""
-        arguments, model = cast(TrainingArguments, self.args), cast(Any, self.model)
-        trainable, total = model.get_nb_trainable_parameters()
+        """Train, from the newest checkpoint on if there is one; leave the metrics and `adapter/`, or else `model/`, in
+        `output_dir`.
+        """
+        arguments = cast(TrainingArguments, self.args)
+        summary = trainable_summary(cast(nn.Module, self.model))
+        places = ", ".join(f"{place} {size:,}" for place, size in summary.places.items())
+        logger.info(
+            say(
+                "{trainable:,} of {total:,} parameters are trained ({share:.3%}): {places}",
+                trainable=summary.trainable,
+                total=summary.total,
+                share=summary.share,
+                places=places,
+            )
+        )
         run_id = read_run(self.output_dir).get("id")
         result = self.train(resume_from_checkpoint=checkpoint_to_resume(arguments, run_id))
-        self.save_result("adapter")
-        self.report("train", {**result.metrics, "trainable_parameters": trainable, "parameters": total})
+        if self.save_whole is None:
+            self.save_result("adapter", self.save_model)
+        else:
+            self.save_result("model", self._save_whole)
+        counts = {"trainable_parameters": summary.trainable, "parameters": summary.total}
+        self.report("train", {**result.metrics, **counts})
         if self.is_world_process_zero():
             finish_run(self.output_dir)
 
@@ -150,10 +179,19 @@ class CausalTrainer(ResumableTrainer):
         Trainer would gather the frozen base with it, or copy it, and under DeepSpeed in half precision it would save
         the rounded parameters; here they are the float32 ones that the optimizer steps.
         """
-        in_deepspeed = self.deepspeed is not None
-        self._save(output_dir, trained_tensors(cast(nn.Module, self.model), in_deepspeed=in_deepspeed))
+        self._save(output_dir, self._tensors_to_save())
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_whole(self, directory: str) -> None:
+        tensors = self._tensors_to_save()
+        if self.args.should_save:
+            assert self.save_whole is not None
+            self.save_whole(directory, tensors)
+
+    def _tensors_to_save(self) -> dict[str, torch.Tensor]:
+        model, in_deepspeed = cast(nn.Module, self.model), self.deepspeed is not None
+        return trained_tensors(model, in_deepspeed=in_deepspeed, keep=self.args.should_save)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Save what was trained and nothing else: no tokenizer, no pickled arguments."""

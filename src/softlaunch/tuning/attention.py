@@ -88,19 +88,24 @@ def attention_modules(model: PreTrainedModel) -> list[Any]:
     return [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "is_causal")]
 
 
+def check_implementation(name: str | None) -> None:
+    """Raises ArgumentError for an attention implementation that cannot take a prefix; None is transformers' choice."""
+    if name is not None and name not in IMPLEMENTATIONS:
+        raise ArgumentError(
+            "attention implementation {current!r} cannot take a prefix; load the model with attn_implementation "
+            "{allowed}",
+            current=name,
+            allowed=" / ".join(map(repr, IMPLEMENTATIONS)),
+        )
+
+
 def use_prefix_attention(model: PreTrainedModel) -> str:
     """Switch `model` to the attention that takes `prefix_states`; returns the name of the implementation.
 
     Raises ArgumentError for an implementation or a model that cannot take a prefix.
     """
     current = _plain_name(model)
-    if current not in IMPLEMENTATIONS:
-        raise ArgumentError(
-            "attention implementation {current!r} cannot take a prefix; load the model with attn_implementation "
-            "{allowed}",
-            current=current,
-            allowed=" or ".join(map(repr, IMPLEMENTATIONS)),
-        )
+    check_implementation(current)
     modules, num_layers = attention_modules(model), model.config.get_text_config().num_hidden_layers
     if len(modules) != num_layers:
         raise ArgumentError(

@@ -1,8 +1,11 @@
-"""Telling one base model from another, whatever precision it was loaded in."""
+"""Telling one base model from another, whatever precision it was loaded in and whatever PEFT has put into it."""
 
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from torch import nn
 from transformers import PreTrainedModel
 
 from softlaunch.tuning.split import gathered
@@ -16,9 +19,11 @@ def fingerprint(model: PreTrainedModel) -> list[float]:
 
     Quantization leaves these tensors alone; half precision rounds them, so compare with `num_differences`.
     """
-    embedding: Any = model.get_input_embeddings().weight
-    vectors: list[torch.Tensor] = [
-        p for _, p in sorted(model.named_parameters()) if len(getattr(p, "ds_shape", p.shape)) == 1
+    embedding: Any = _own(model.get_input_embeddings()).weight
+    vectors = [
+        p
+        for _, p in sorted(_own_parameters(model), key=lambda item: item[0])
+        if len(getattr(p, "ds_shape", p.shape)) == 1
     ]
     vectors = [vectors[i * len(vectors) // _NUM_SAMPLES] for i in range(_NUM_SAMPLES)]
     with gathered([embedding, *vectors]) as (embedding, *vectors):
@@ -32,3 +37,18 @@ def num_differences(one: list[float], other: list[float]) -> int:
     """How many of the numbers differ by more than half precision explains: 0.5 %, or what float16 holds near zero."""
     pairs = zip(one, other, strict=True)
     return sum(abs(a - b) > 0.005 * max(abs(a), abs(b)) + 2**-16 for a, b in pairs)
+
+
+def _own(module: nn.Module) -> nn.Module:
+    """The base's layer inside one that PEFT has put in its place."""
+    if isinstance(module, ModulesToSaveWrapper):
+        return _own(module.original_module)
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def _own_parameters(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """The base's parameters under the names that they have without PEFT."""
+    found: list[tuple[str, torch.Tensor]] = []
+    for name, child in model.named_children():
+        found += [(f"{name}.{rest}", parameter) for rest, parameter in _own_parameters(_own(child))]
+    return [*model.named_parameters(recurse=False), *found]

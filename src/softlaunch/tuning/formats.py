@@ -49,16 +49,35 @@ def read_prefix(model: PreTrainedModel, path: str | Path, num_virtual_tokens: in
     that is not `num_virtual_tokens` long.
     """
     saved = _read(model, path)
-    _check_fits(model, saved, path, num_virtual_tokens)
+    _check_shape(model, saved, path, num_virtual_tokens)
+    _check_weights(model, saved, path)
     tokens, tensors = saved.config.num_virtual_tokens, len(saved.tensors)
     logger.info("%s: %d tensors applied, a prefix of %d virtual tokens", path, tensors, tokens)
     return saved
 
 
-def _read(model: PreTrainedModel, path: str | Path) -> SavedPrefix:
+def check_prefix(model: PreTrainedModel, path: str | Path, num_virtual_tokens: int | None = None) -> None:
+    """Raise what `read_prefix` does, as far as it can be told without the weights of `model` (see `load_skeleton`)."""
+    _check_shape(model, _read(model, path), path, num_virtual_tokens)
+
+
+def is_prefix(path: str | Path) -> bool:
+    """Whether `read_prefix` is the one to read, or to refuse, what is at `path`: not where PEFT has another method."""
+    file = _adapter_directory(path) / CONFIG_FILE
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get("peft_type") in (PEFT_TYPE, "PREFIX_TUNING", None)
+    except (OSError, ValueError, AttributeError):
+        return True
+
+
+def _adapter_directory(path: str | Path) -> Path:
     directory = Path(path)
-    if (directory / "adapter" / CONFIG_FILE).is_file() and not (directory / CONFIG_FILE).is_file():
-        directory = directory / "adapter"
+    inner = directory / "adapter"
+    return inner if (inner / CONFIG_FILE).is_file() and not (directory / CONFIG_FILE).is_file() else directory
+
+
+def _read(model: PreTrainedModel, path: str | Path) -> SavedPrefix:
+    directory = _adapter_directory(path)
     if not directory.is_dir():
         raise CheckpointError(
             "{path}: no such directory; give the directory that holds {config_file}", path=path, config_file=CONFIG_FILE
@@ -176,7 +195,7 @@ def _read_peft(model: PreTrainedModel, directory: Path, written: dict) -> SavedP
         states = table.view(len(table), config.num_layers, 2, config.num_kv_heads, config.head_dim).permute(
             1, 2, 3, 0, 4
         )
-        turned = rotate_keys(model, states[:, 0].to(model.device), -len(table)).cpu()
+        turned = rotate_keys(model, states[:, 0], -len(table))
         table = torch.stack([turned, states[:, 1]], dim=1).permute(3, 0, 1, 2, 4).reshape(table.shape)
     return SavedPrefix(config, {"embedding.weight": table})
 
@@ -192,7 +211,7 @@ def _config_for(model: PreTrainedModel, num_virtual_tokens: int) -> PrefixConfig
     )
 
 
-def _check_fits(model: PreTrainedModel, saved: SavedPrefix, path: str | Path, num_virtual_tokens: int | None) -> None:
+def _check_shape(model: PreTrainedModel, saved: SavedPrefix, path: str | Path, num_virtual_tokens: int | None) -> None:
     config, shape = saved.config, kv_shape(model.config)
     if num_virtual_tokens is not None and config.num_virtual_tokens != num_virtual_tokens:
         raise CheckpointError(
@@ -217,6 +236,10 @@ def _check_fits(model: PreTrainedModel, saved: SavedPrefix, path: str | Path, nu
             found_size=found[2],
             width=width,
         )
+
+
+def _check_weights(model: PreTrainedModel, saved: SavedPrefix, path: str | Path) -> None:
+    config = saved.config
     differences = num_differences(config.base_fingerprint, fingerprint(model)) if config.base_fingerprint else 0
     if differences:
         raise CheckpointError(

@@ -2,18 +2,19 @@
 
 model = add_prefix(base, num_virtual_tokens=128)      # a peft.PeftModel; only the prefix trains
 model.save_pretrained("adapter")
-model = load_adapter(base, "adapter")
+model = load_adapter(base, "adapter")                 # of softlaunch.tuning: any kind of adapter
 export_adapter(model, "for_peft", format="peft")
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
 from softlaunch.errors import ArgumentError
 from softlaunch.tuning import formats
+from softlaunch.tuning.adapter_model import AdapterModel
 from softlaunch.tuning.fingerprint import fingerprint
 from softlaunch.tuning.prefix_encoder import Initialisation, PrefixConfig, kv_shape, text_states
 from softlaunch.tuning.prefix_model import PrefixModel
@@ -22,7 +23,7 @@ ExportFormat = Literal["peft", "original"]
 
 
 def add_prefix(
-    model: PreTrainedModel,
+    model: PreTrainedModel | AdapterModel,
     *,
     num_virtual_tokens: int | None = None,
     initialisation: Initialisation = "random",
@@ -32,6 +33,8 @@ def add_prefix(
     adapter_name: str = "default",
 ) -> PrefixModel:
     """Freeze `model` and put `num_virtual_tokens` learned keys and values in front of every layer's attention.
+
+    LoRA that the model has goes on training beside the prefix.
 
     `initialisation`: `random` is the original's, N(0, 1); `zero` is PEFT's; `text` takes the keys and values that the
     base computes for `init_ids`, repeated or cut to `num_virtual_tokens` (as many as there are, if that is not given).
@@ -46,19 +49,20 @@ def add_prefix(
         init_ids = [init_ids[i % len(init_ids)] for i in range(num_virtual_tokens)]
     if not num_virtual_tokens or num_virtual_tokens < 1:
         raise ArgumentError("num_virtual_tokens must be at least 1, found {asked}", asked=num_virtual_tokens)
-    layers, kv_heads, head_dim = kv_shape(model.config)
+    base: Any = model.get_base_model() if isinstance(model, AdapterModel) else model
+    layers, kv_heads, head_dim = kv_shape(base.config)
     config = PrefixConfig(
-        task_type="CAUSAL_LM" if model.can_generate() else None,
+        task_type="CAUSAL_LM" if base.can_generate() else None,
         num_virtual_tokens=num_virtual_tokens,
         num_layers=layers,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         prefix_projection=projection,
-        projection_size=model.config.get_text_config().hidden_size if projection else 0,
+        projection_size=base.config.get_text_config().hidden_size if projection else 0,
         prefix_dropout=dropout,
-        base_fingerprint=fingerprint(model),
+        base_fingerprint=fingerprint(base),
     )
-    states = text_states(model, init_ids) if initialisation == "text" and init_ids else None
+    states = text_states(base, init_ids) if initialisation == "text" and init_ids else None
     tuned = PrefixModel(model, config, adapter_name)
     encoder = tuned.encoder(adapter_name)
     if states is not None:
@@ -66,26 +70,6 @@ def add_prefix(
     elif initialisation == "zero":
         encoder.set_zero()
     return tuned
-
-
-def load_adapter(
-    model: PreTrainedModel,
-    path: str | Path,
-    *,
-    adapter_name: str = "default",
-    trainable: bool = False,
-    num_virtual_tokens: int | None = None,
-) -> PrefixModel:
-    """Put the prefix found at `path` on `model`, and make it active.
-
-    `path`: what `save_pretrained` wrote, or a run's output directory with `adapter/` in it; the original scripts'
-    checkpoint; or a PREFIX_TUNING adapter of PEFT.
-
-    Raises CheckpointError when the prefix was made for another base, or is not `num_virtual_tokens` long.
-    """
-    return PrefixModel.from_pretrained(
-        model, path, adapter_name, is_trainable=trainable, num_virtual_tokens=num_virtual_tokens
-    )
 
 
 def export_adapter(
@@ -103,7 +87,7 @@ def export_adapter(
     """
     encoder = model.encoder(adapter_name or model.active_adapter)
     if format == "peft":
-        formats.write_peft(model.base_model, encoder, Path(directory))
+        formats.write_peft(model.get_base_model(), encoder, Path(directory))
     elif format == "original":
         formats.write_original(encoder, Path(directory))
     else:

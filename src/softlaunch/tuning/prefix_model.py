@@ -1,9 +1,7 @@
 """A base model with prefixes: what Trainer, Accelerate and the hub see as a PEFT model."""
 
-import hashlib
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,32 +12,51 @@ from transformers import PreTrainedModel
 
 from softlaunch.errors import ArgumentError
 from softlaunch.tuning import formats
+from softlaunch.tuning.adapter_model import CONFIG_FILE, AdapterModel
 from softlaunch.tuning.attention import PrefixStates, can_count, use_plain_attention, use_prefix_attention
 from softlaunch.tuning.fingerprint import fingerprint
 from softlaunch.tuning.prefix_encoder import PrefixConfig, PrefixEncoder
-from softlaunch.tuning.split import gathered
+
+LORA_FOLDER = "lora"  # of a prefix's directory, for the LoRA that was trained together with it
 
 
 class PrefixModel(PeftModel):
     """A frozen base with one or more prefixes, one of them active. Trainer, Accelerate and the hub see a PEFT model.
+
+    `base_model` is the base, or an `AdapterModel` of it: LoRA under a prefix, saved and loaded with it.
 
     Every call of the base, `generate` included, gets the active prefix; inside `disable_adapter()` none. A call in
     which the prefix does not reach every layer raises RuntimeError. (One exception: a training step under
     `torch.compile` is not checked; an evaluation or generation is.)
     """
 
-    base_model: PreTrainedModel
+    base_model: PreTrainedModel | AdapterModel
     prefix_encoder: nn.ModuleDict
 
-    def __init__(self, model: PreTrainedModel, peft_config: PrefixConfig, adapter_name: str = "default", **_: Any):
-        model.requires_grad_(False)
-        self._attention = use_prefix_attention(model)
+    def __init__(
+        self,
+        model: PreTrainedModel | AdapterModel,
+        peft_config: PrefixConfig,
+        adapter_name: str = "default",
+        **_: Any,
+    ):
+        base: Any = model.get_base_model() if isinstance(model, AdapterModel) else model.requires_grad_(False)
+        self._attention = use_prefix_attention(base)
         self._generation_states: PrefixStates | None = None
         super().__init__(model, peft_config, adapter_name)
         self._base_hooks = [
-            model.register_forward_pre_hook(self._insert_prefix, with_kwargs=True),
-            model.register_forward_hook(self._check_prefix, with_kwargs=True),
+            base.register_forward_pre_hook(self._insert_prefix, with_kwargs=True),
+            base.register_forward_hook(self._check_prefix, with_kwargs=True),
         ]
+
+    def get_base_model(self) -> PreTrainedModel:
+        """The base itself, also where LoRA lies between."""
+        return cast(PreTrainedModel, self.lora.get_base_model() if self.lora else self.base_model)
+
+    @property
+    def lora(self) -> AdapterModel | None:
+        """What of PEFT's own methods works under the prefix."""
+        return self.base_model if isinstance(self.base_model, AdapterModel) else None
 
     # -- the forward pass
 
@@ -91,7 +108,13 @@ class PrefixModel(PeftModel):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Inside, the base answers as if there were no prefix."""
+        """Inside, the base answers as if there were no prefix, and no LoRA under it."""
+        with self.disable_prefix(), self.lora.disable_adapter() if self.lora else nullcontext():
+            yield
+
+    @contextmanager
+    def disable_prefix(self) -> Iterator[None]:
+        """Inside, there is no prefix; LoRA under it, if there is some, stays."""
         before, self._adapters_disabled = self._adapters_disabled, True
         try:
             yield
@@ -102,8 +125,8 @@ class PrefixModel(PeftModel):
         """The base without any prefix and free for another one, still frozen; this object is of no use afterwards."""
         for hook in self._base_hooks:
             hook.remove()
-        use_plain_attention(self.base_model)
-        return self.base_model
+        use_plain_attention(self.get_base_model())
+        return cast(Any, self.lora).unload() if self.lora else self.get_base_model()
 
     # -- gradient checkpointing
 
@@ -119,7 +142,7 @@ class PrefixModel(PeftModel):
             raise ArgumentError(
                 "P-Tuning v2 needs non-reentrant checkpointing: leave use_reentrant out or set it to false"
             )
-        base = self.base_model
+        base = self.get_base_model()
         # The second name is that of transformers before it spoke of activation checkpointing
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
         enable({**options, "use_reentrant": False}, **kwargs)
@@ -137,15 +160,6 @@ class PrefixModel(PeftModel):
         """Nothing to prepare: see `activation_checkpointing_enable`."""
         return model
 
-    def digest(self) -> str:
-        """Short digest of what decides about the answers: the base, and the active prefix unless it is disabled."""
-        found = hashlib.sha256(json.dumps([self.base_model.name_or_path, fingerprint(self.base_model)]).encode())
-        if not self._adapters_disabled:
-            with gathered(list(self.encoder(self.active_adapter).parameters())) as tensors:
-                for tensor in tensors:
-                    found.update(tensor.detach().float().cpu().numpy().tobytes())
-        return found.hexdigest()[:12]
-
     # -- several adapters
 
     def add_adapter(self, adapter_name: str, peft_config: PrefixConfig, **_: Any) -> None:  # type: ignore[override]
@@ -154,8 +168,8 @@ class PrefixModel(PeftModel):
             raise ValueError(f"an adapter named {adapter_name!r} exists already")
         if "prefix_encoder" not in self._modules:
             self.prefix_encoder = nn.ModuleDict()
-        peft_config.base_model_name_or_path = peft_config.base_model_name_or_path or self.base_model.name_or_path
-        encoder = PrefixEncoder(peft_config).to(self.base_model.device)
+        peft_config.base_model_name_or_path = peft_config.base_model_name_or_path or self.get_base_model().name_or_path
+        encoder = PrefixEncoder(peft_config).to(self.get_base_model().device)
         encoder.requires_grad_(adapter_name == self.active_adapter and not peft_config.inference_mode)
         self.prefix_encoder[adapter_name] = encoder
         self.peft_config[adapter_name] = peft_config
@@ -198,13 +212,16 @@ class PrefixModel(PeftModel):
             config = self.peft_config[name]
             assert isinstance(config, PrefixConfig)
             if config.base_fingerprint is None:
-                config.base_fingerprint = fingerprint(self.base_model)
+                config.base_fingerprint = fingerprint(self.get_base_model())
             formats.write_prefix(tensors, config, folder)
+        if self.lora:
+            beneath = state_dict and {k.removeprefix("base_model."): v for k, v in state_dict.items()}
+            self.lora.save_pretrained(Path(save_directory) / LORA_FOLDER, state_dict=beneath)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls,
-        model: PreTrainedModel,
+        model: PreTrainedModel | AdapterModel,
         model_id: str | Path,
         adapter_name: str = "default",
         is_trainable: bool = False,
@@ -212,7 +229,8 @@ class PrefixModel(PeftModel):
         **_: Any,
     ) -> "PrefixModel":
         """As `softlaunch.tuning.load_adapter`."""
-        saved = formats.read_prefix(model, model_id, num_virtual_tokens)
+        base: Any = model.get_base_model() if isinstance(model, AdapterModel) else model
+        saved = formats.read_prefix(base, model_id, num_virtual_tokens)
         saved.config.inference_mode = not is_trainable
         tuned = cls(model, saved.config, adapter_name)
         tuned.encoder(adapter_name).load_state_dict(saved.tensors)
@@ -221,12 +239,18 @@ class PrefixModel(PeftModel):
     def load_adapter(  # type: ignore[override]
         self, model_id: str | Path, adapter_name: str, is_trainable: bool = False, **_: Any
     ) -> None:
-        """Read an adapter directory into `adapter_name`, new or existing; trainability of an existing one is kept."""
-        saved = formats.read_prefix(self.base_model, model_id)
+        """Read an adapter directory into `adapter_name`, new or existing; trainability of an existing one is kept.
+
+        LoRA that was saved with the prefix is read too where there is LoRA of that name to take it.
+        """
+        saved = formats.read_prefix(self.get_base_model(), model_id)
         if adapter_name not in self.peft_config:
             saved.config.inference_mode = not is_trainable
             self.add_adapter(adapter_name, saved.config)
         self.encoder(adapter_name).load_state_dict(saved.tensors)
+        beneath = Path(model_id) / LORA_FOLDER
+        if self.lora and adapter_name in self.lora.peft_config and (beneath / CONFIG_FILE).is_file():
+            self.lora.load_adapter(beneath, adapter_name)
 
 
 def _positions(base: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -1,0 +1,105 @@
+"""Whether the weight files of a local checkpoint are there and whole, told from indexes, headers and sizes alone."""
+
+import json
+import struct
+import zipfile
+from pathlib import Path
+
+from softlaunch.errors import CheckpointError
+from softlaunch.messages import say
+
+# Where transformers looks for weights, in this order
+_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+_LFS_POINTER = b"version https://git-lfs"
+_TORCH_BEFORE_ZIP = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # files of torch < 1.6; nothing tells their size
+_MAX_HEADER_BYTES = 100_000_000  # that of safetensors
+
+
+def check_weight_files(directory: Path) -> set[str]:
+    """The names of the tensors, as far as an index or a header lists them.
+
+    Raises CheckpointError when there are no weights, and one that lists all files that are missing, cut off, or only
+    pointers that Git LFS left.
+    """
+    files, names = _weight_files(directory)
+    problems = []
+    for file in files:
+        try:
+            names |= _tensor_names(file)
+        except _DamagedError as error:
+            problems.append(f"  {error}")
+    if problems:
+        title = say(
+            "{path}: {bad} of {all} weight files cannot be used:", path=directory, bad=len(problems), all=len(files)
+        )
+        advice = say("Fetch them again, for example with: hf download MODEL --local-dir {path}", path=directory)
+        raise CheckpointError("\n".join([title, *problems, advice]))
+    return names
+
+
+class _DamagedError(Exception):
+    """What is wrong with one file."""
+
+
+def _weight_files(directory: Path) -> tuple[list[Path], set[str]]:
+    for single in _SINGLE_FILES:
+        if (directory / single).is_file():
+            return [directory / single], set()
+        index = directory / f"{single}.index.json"
+        if index.is_file():
+            weight_map = _read_index(index)
+            return [directory / name for name in sorted(set(weight_map.values()))], set(weight_map)
+    raise CheckpointError(
+        "{path}: there are no weights here: neither {first} nor {second}, nor the index of such a file in parts. Fetch "
+        "them, for example with: hf download MODEL --local-dir {path}",
+        path=directory,
+        first=_SINGLE_FILES[0],
+        second=_SINGLE_FILES[1],
+    )
+
+
+def _read_index(file: Path) -> dict[str, str]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            "{file}: this is no index of weight files ({error!r}); fetch the file again", file=file, error=error
+        ) from error
+
+
+def _tensor_names(file: Path) -> set[str]:
+    if not file.is_file():
+        raise _DamagedError(say("{file} is missing", file=file.name))
+    with file.open("rb") as opened:
+        start = opened.read(len(_LFS_POINTER))
+    if start == _LFS_POINTER:
+        raise _DamagedError(say("{file} is a Git LFS pointer, not the file itself: run git lfs pull", file=file.name))
+    if file.suffix == ".safetensors":
+        return _safetensors_names(file)
+    if not start.startswith(_TORCH_BEFORE_ZIP) and not zipfile.is_zipfile(file):  # its directory stands at the end
+        raise _DamagedError(say("{file} is cut off, or no file that torch.save wrote", file=file.name))
+    return set()
+
+
+def _safetensors_names(file: Path) -> set[str]:
+    """As https://huggingface.co/docs/safetensors has it: the header's length, the header, and then the tensors."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        try:
+            (header_size,) = struct.unpack("<Q", opened.read(8))
+            header = json.loads(opened.read(min(header_size, _MAX_HEADER_BYTES)))
+            header.pop("__metadata__", None)
+            expected = 8 + header_size + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+            raise _DamagedError(
+                say(
+                    "{file} is cut off in its header, or no safetensors file ({size:,} bytes)",
+                    file=file.name,
+                    size=size,
+                )
+            ) from None
+    if size != expected:
+        raise _DamagedError(
+            say("{file} is cut off: {size:,} of {expected:,} bytes", file=file.name, size=size, expected=expected)
+        )
+    return set(header)
