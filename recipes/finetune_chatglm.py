@@ -12,6 +12,7 @@ from softlaunch.arguments import parse_arguments
 from softlaunch.arguments.methods import chosen_methods
 from softlaunch.data.dataset import load_rows
 from softlaunch.entry import run
+from softlaunch.evaluation.probes import Probes
 from softlaunch.evaluation.report import predict_and_score
 from softlaunch.evaluation.scores import scorer
 from softlaunch.models import load_base_tokenizer
@@ -19,10 +20,12 @@ from softlaunch.training.begin import begin, record_run
 from softlaunch.training.finetune import load_to_finetune, saver
 from softlaunch.training.trainer import CausalTrainer
 
+METHODS = ("full", "freeze")
+
 
 def main() -> None:
-    arguments = parse_arguments(description=__doc__)
-    (method,) = chosen_methods(arguments, ("full", "freeze"))
+    arguments = parse_arguments(methods=METHODS, description=__doc__)
+    (method,) = chosen_methods(arguments, METHODS)
     arguments = begin(arguments, [method])
 
     # The rows come before the model, so that whatever is wrong with them is said at once
@@ -40,6 +43,7 @@ def main() -> None:
         eval_dataset=rows.validation,
         pad_token_id=tokenizer.pad_token_id,
         answer_scores=scorer(rows.validation_prompts, tokenizer, arguments),
+        callbacks=[Probes(rows, tokenizer, arguments)],
         save_whole=saver(model, tokenizer, arguments),
     )
 

@@ -10,6 +10,7 @@ from softlaunch.arguments import parse_arguments
 from softlaunch.arguments.methods import chosen_methods
 from softlaunch.data.dataset import load_rows
 from softlaunch.entry import run
+from softlaunch.evaluation.probes import Probes
 from softlaunch.evaluation.report import predict_and_score
 from softlaunch.evaluation.scores import scorer
 from softlaunch.models import load_base, load_base_tokenizer
@@ -17,10 +18,12 @@ from softlaunch.training.begin import begin, record_run
 from softlaunch.training.trainer import CausalTrainer
 from softlaunch.tuning import with_adapter
 
+METHODS = ("p_tuning_v2",)
+
 
 def main() -> None:
-    arguments = parse_arguments(description=__doc__)
-    methods = chosen_methods(arguments, ("p_tuning_v2",))
+    arguments = parse_arguments(methods=METHODS, description=__doc__)
+    methods = chosen_methods(arguments, METHODS)
     arguments = begin(arguments, methods)
 
     # The rows come before the model, so that whatever is wrong with them is said at once
@@ -39,6 +42,7 @@ def main() -> None:
         eval_dataset=rows.validation,
         pad_token_id=tokenizer.pad_token_id,
         answer_scores=scorer(rows.validation_prompts, tokenizer, arguments),
+        callbacks=[Probes(rows, tokenizer, arguments)],
     )
 
     if arguments.training.do_train:

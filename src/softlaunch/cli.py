@@ -12,6 +12,11 @@ from softlaunch import entry
 
 # command → (module, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
+    "adapters": ("adapters", "list the adapters in directories: method, base, size, scores"),
+    "compare": ("compare", "show runs side by side, in a table and a picture"),
+    "classify": ("classify", "put texts into the classes that a run of recipes/classify.py has learnt"),
+    "convert": ("convert", "put a model or an adapter into the format that another program reads"),
+    "merge": ("merge", "put a LoRA or IA3 adapter into its base model"),
     "show": ("show", "the rows of a run as its model sees them: text, ids, loss, what was cut"),
 }
 

@@ -88,18 +88,32 @@ def _is_first_process() -> bool:
 
 
 def _set_up_logging() -> None:
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[_ToStderr()])
     logging.getLogger("softlaunch").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes are forked after the first use
     if not _is_first_process():
         _be_quiet()
+    if not _is_first_process() or not sys.stderr.isatty():
+        _show_no_bars()
+
+
+class _ToStderr(logging.StreamHandler):
+    """Writes to what `sys.stderr` is by then: while a progress bar is shown, lines go above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def _be_quiet() -> None:
-    """The first process shows warnings and progress bars, of the libraries too; of the others only errors are shown."""
+    """The first process shows warnings, of the libraries too; of the others only errors are shown."""
     logging.disable(logging.WARNING)  # not a logger's level: Trainer sets that of transformers again
     warnings.filterwarnings("ignore")
+
+
+def _show_no_bars() -> None:
+    """The libraries' progress bars are for terminals; a log file would hold every state of them."""
     for name in ("datasets", "transformers"):
         library = sys.modules.get(f"{name}.utils.logging")
         if library is not None:

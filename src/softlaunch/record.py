@@ -38,7 +38,10 @@ _PACKAGES = (
     "jieba",
     "nltk",
     "rouge-chinese",
+    "scikit-learn",
+    "matplotlib",
 )
+GROUPS = ("model", "tuning", "data", "classification", "training")
 _GIT_TIMEOUT_S = 10
 _GIB = 1024**3
 
@@ -86,8 +89,8 @@ def collect_record(arguments: Arguments) -> dict[str, Any]:
 
 
 def arguments_as_json(arguments: Arguments) -> dict[str, dict[str, Any]]:
-    """The options of the four groups with their values as JSON types; it may hold secrets."""
-    return {name: _fields_as_json(getattr(arguments, name)) for name in ("model", "tuning", "data", "training")}
+    """The options of all groups with their values as JSON types; it may hold secrets."""
+    return {name: _fields_as_json(getattr(arguments, name)) for name in GROUPS}
 
 
 def _fields_as_json(group: Any) -> dict[str, Any]:

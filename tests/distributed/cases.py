@@ -18,9 +18,21 @@ from softlaunch.evaluation import whole
 from softlaunch.training.trainer import CausalTrainer
 from tests.distributed.inputs import DEMO
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "ptuning_chatglm.py"
-CASES = ("train", "resume", "predict", "text", "bf16", "4bit")
+RECIPES = Path(__file__).parents[2] / "recipes"
+# Every other method: its recipe, and its options
+METHODS = {
+    "lora": ("lora_chatglm", {"lora_r": 4}),
+    "ia3": ("lora_chatglm", {"tuning": "ia3"}),
+    "both": ("lora_chatglm", {"lora_r": 4, "pre_seq_len": 2, "prefix_dropout": 0}),
+    "prompt": ("prompt_tuning", {"prompt_init": "text", "prompt_init_text": "这款上衣"}),
+    "p_tuning": ("prompt_tuning", {"tuning": "p_tuning", "pre_seq_len": 4, "encoder_type": "lstm"}),
+    "full": ("finetune_chatglm", {"tuning": "full"}),
+    "freeze": ("finetune_chatglm", {"tuning": "freeze", "freeze_trainable_layers": 1}),
+    "full_bf16": ("finetune_chatglm", {"tuning": "full", "bf16": True, "save_format": "chatglm"}),
+}
+CASES = ("train", "resume", "predict", "text", "bf16", "4bit", *METHODS)
 ALL_SPLIT = ("train",)  # the cases in which ZeRO-3 leaves nothing whole, the others run with the file as it is
+METHOD_STEPS, METHOD_LEARNING_RATE = 2, 1e-3
 ROWS_PER_UPDATE, GRADIENT_ACCUMULATION = 8, 2
 NUM_STEPS, MIDDLE = 6, 3
 
@@ -71,12 +83,14 @@ def arguments(directory: Path, case: str, num_processes: int) -> list[str]:
             options |= training | {"bf16": True, "prefix_projection": True, "learning_rate": 0.01, "max_steps": 2}
         case "4bit":
             options |= training | {"quantization_bit": 4, "num_beams": 2, "max_steps": 2}
+        case _:
+            few = {"max_steps": METHOD_STEPS, "save_steps": METHOD_STEPS, "learning_rate": METHOD_LEARNING_RATE}
+            options |= {"do_train": True, "logging_steps": 1, **few, **METHODS[case][1]}
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
 def run_cases(directory: Path) -> None:
     watched = watch()
-    main = runpy.run_path(str(RECIPE))["main"]
     rank, num_processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     shipped = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     for case in CASES:
@@ -89,8 +103,9 @@ def run_cases(directory: Path) -> None:
             os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = (
                 str(without_persistence(directory, shipped)) if case in ALL_SPLIT else shipped
             )
-        sys.argv = [str(RECIPE), *arguments(directory, case, num_processes)]
-        main()
+        recipe = str(RECIPES / f"{METHODS[case][0] if case in METHODS else 'ptuning_chatglm'}.py")
+        sys.argv = [recipe, *arguments(directory, case, num_processes)]
+        runpy.run_path(recipe)["main"]()
         wait_for_all()
     (directory / f"rank-{rank}.json").write_text(json.dumps(watched))
 

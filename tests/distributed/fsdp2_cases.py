@@ -18,12 +18,13 @@ from torch.distributed.tensor import DTensor
 from softlaunch.entry import run
 from softlaunch.evaluation.whole import whole_weights
 from softlaunch.training.checkpoint import trained_tensors
-from softlaunch.training.finite import NonFiniteGradients
+from softlaunch.training.diagnosis import Batch
+from softlaunch.training.guard import Guard, TrainingError
 from softlaunch.tuning import PrefixModel, add_prefix, digest
 from tests.bases import batch, random_base
 
 NUM_STEPS = 4
-NO_DEEPSPEED = SimpleNamespace(deepspeed_plugin=None)
+NO_DEEPSPEED = SimpleNamespace(deepspeed_plugin=None, fp16=False)
 LENGTHS = [(4, 7), (9, 3), (6, 12), (2, 2)]  # prompt and answer of each row; a process gets two
 
 
@@ -61,7 +62,7 @@ def train(model: PrefixModel, rows: slice, num_processes: int) -> list[float]:
         logits = model.train()(**inputs, use_cache=False).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="sum") / num_labels
         (loss * num_processes).backward()
-        NonFiniteGradients(skips_overflow=False).on_pre_optimizer_step(NO_DEEPSPEED, None, None, model=model)
+        Guard(NO_DEEPSPEED).on_pre_optimizer_step(NO_DEEPSPEED, None, None, model=model)
         optimizer.step()
         optimizer.zero_grad()
         total = loss.detach()
@@ -80,6 +81,18 @@ def look(model: PrefixModel, prompts: list[list[int]]) -> dict:
     (table,) = trained_tensors(model).values()
     answers = out[:, inputs["input_ids"].shape[1] :].tolist()
     return {"synced": synced, "answers": answers, "digest": state, "table": table.tolist()}
+
+
+def stop_message(model: PrefixModel, rank: int) -> str:
+    """What every process says when only the second has a row without a finite loss."""
+    nll = torch.tensor([1.0, float("nan") if rank == 1 else 1.0, 1.0])
+    row_ids = torch.tensor([10 * rank, 10 * rank + 1])
+    guard = Guard(SimpleNamespace(deepspeed_plugin=None, fp16=False, learning_rate=0.1))
+    try:
+        guard.check_loss(nll.sum(), Batch(nll, torch.tensor([0, 1, 1]), row_ids, 6), model, step=4)
+    except TrainingError as error:
+        return str(error)
+    return "nothing"
 
 
 def checkpoint_returns(model: PrefixModel, directory: Path) -> bool:
@@ -118,6 +131,7 @@ def run_cases(directory: Path) -> None:
             "looks": [look(alone, prompts[share]), look(parts, prompts[share])],
             "checkpoint_returns": checkpoint_returns(parts, directory / name),
         }
+    found["stop"] = stop_message(tuned(gradient_checkpointing=False), rank)
     (directory / f"rank-{rank}.json").write_text(json.dumps(found))
 
 

@@ -22,7 +22,7 @@ def run_processes(command: list[str], directory: Path, num_processes: int) -> st
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, **settings, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, **settings, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -15,6 +15,12 @@ def processes(tmp_path_factory):
     return read_notes(directory)
 
 
+def test_all_stop_with_the_rows_and_the_cause_that_one_has_found(processes):
+    first, second = (process["stop"] for process in processes)
+    assert first.startswith("the loss of step 5 is nan (rows 11). All weights are finite")
+    assert first == second
+
+
 def test_there_are_two(processes):
     assert [process["num_processes"] for process in processes] == [2, 2]
 

@@ -58,7 +58,10 @@ class Ended:
 
 
 def arguments(directory: Path, **changes: Any) -> list[str]:
-    """The command line of a short run in `directory / run`, with `changes` (None: left out): dropout, evaluations, rotation and a best checkpoint."""
+    """The command line of a short run in `directory / run`: dropout, evaluations, rotation and a best checkpoint.
+
+    `changes` go on top; None leaves an option out.
+    """
     options = {
         "model_name_or_path": DEMO / "base",
         "output_dir": directory / "run",

@@ -45,7 +45,7 @@ def start(cache):
 
 def demo(output_dir, **options):
     """The demo's arguments with a few steps and rows, and `options` on top."""
-    few = {"max_steps": 4, "max_train_samples": 64, "max_eval_samples": 5, "max_predict_samples": 5}
+    few = {"max_steps": 4, "logging_steps": 4, "max_train_samples": 64, "max_eval_samples": 5, "max_predict_samples": 5}
     few |= {"val_max_target_length": 8, "output_dir": output_dir}
     words = ["recipes/args/demo.json"]
     for name, value in {**few, **options}.items():
@@ -68,10 +68,13 @@ def test_demo_leaves_these_files_and_prints_the_comparison(start, tmp_path):
         "--config_file",
         "launch/accelerate/cpu.yaml",
     )
-    done = start(*demo(tmp_path), launcher=accelerate)
+    done = start(*demo(tmp_path, report_to="tensorboard"), launcher=accelerate)
     checkpoint = {f"checkpoint-4/{name}" for name in CHECKPOINT_FILES}
-    assert files(tmp_path) == checkpoint | {
+    boards = {name for name in files(tmp_path) if name.startswith("runs/")}
+    assert any("events.out.tfevents" in name for name in boards)
+    assert files(tmp_path) - boards == checkpoint | {
         *("record.json", "metrics.jsonl", "predictions.jsonl", "base/predictions.jsonl", "generated_predictions.txt"),
+        *("probes.jsonl", "rows_by_score.jsonl"),
         *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
         *("train_results.json", "eval_results.json", "predict_results.json", "all_results.json"),
     }
@@ -80,7 +83,15 @@ def test_demo_leaves_these_files_and_prints_the_comparison(start, tmp_path):
     assert [set(r) for r in records(tmp_path / "generated_predictions.txt")] == [{"labels", "predict"}] * 5
     scores = json.loads((tmp_path / "predict_results.json").read_text())
     assert {"predict_rouge-l", "predict_bleu-4", "predict_metric_version"} <= set(scores)
-    assert "held-out rows" in done.stdout
+    assert {"predict_empty_predictions", "predict_repeated_predictions", "predict_looping_predictions"} <= set(scores)
+    assert [(r["step"], r["row_id"]) for r in records(tmp_path / "probes.jsonl")] == [
+        (step, row) for step in (0, 4) for row in (0, 1, 2)
+    ]
+    assert sorted(row["row_id"] for row in records(tmp_path / "rows_by_score.jsonl")) == [0, 1, 2, 3, 4]
+    assert len([line for line in done.stdout.splitlines() if line.startswith("step ")]) == 1
+    assert "%|" not in done.stdout + done.stderr, "a progress bar outside of a terminal"
+    for title in ("Training", "Before training and after 4 steps", "Worst and best of 5 rows", "5 held-out rows"):
+        assert title in done.stdout
     assert all(word in done.stdout for word in ("before", "after", "reference"))
     assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 3_000_000
 

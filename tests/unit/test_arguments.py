@@ -420,6 +420,60 @@ def test_a_score_is_better_when_greater(tmp_path):
     assert parse(tmp_path, BASE | values).training.greater_is_better is False
 
 
+@pytest.mark.parametrize(
+    ("methods", "flags", "expected"),
+    [
+        (("p_tuning_v2",), "", 1e-2),
+        (("p_tuning_v2",), "--prefix_init text --prefix_init_text 你好", 1e-3),
+        (("p_tuning_v2",), "--prefix_projection", 1e-3),
+        (("lora", "ia3"), "", 2e-4),
+        (("ia3", "lora"), "--ia3_target_modules q_proj", 3e-3),
+        (("full", "freeze"), "", 2e-5),
+        ((), "", 5e-5),
+    ],
+)
+def test_a_learning_rate_that_is_not_given_is_the_methods_own(methods, flags, expected):
+    arguments = parse_arguments([*FLAGS, *shlex.split(flags)], methods=methods)
+    assert arguments.training.learning_rate == expected
+    assert arguments.sources.get("learning_rate") == (f"default of {methods[0]}" if methods else None)
+    assert arguments.warnings == ()
+    given = parse_arguments([*FLAGS, "--learning_rate", "3e-3"], methods=methods)
+    assert (given.training.learning_rate, given.sources["learning_rate"]) == (3e-3, "--learning_rate")
+
+
+@pytest.mark.parametrize(
+    ("method", "learning_rate", "warns"),
+    [
+        ("p_tuning_v2", "2e-2", False),  # the original scripts
+        ("p_tuning_v2", "1e-3", False),
+        ("p_tuning_v2", "5e-5", True),  # transformers' default
+        ("p_tuning_v2", "1", True),
+        ("lora", "2e-5", False),  # the argument file of the original's LoRA variant
+        ("lora", "2e-2", True),
+        ("ia3", "3e-5", True),
+        ("full", "2e-2", True),
+        ("freeze", "1e-4", False),
+    ],
+)
+def test_a_learning_rate_far_from_what_works_is_a_warning(method, learning_rate, warns):
+    warnings = parse_arguments([*FLAGS, "--learning_rate", learning_rate], methods=[method]).warnings
+    assert len(warnings) == warns
+    assert all(f"far from what works for {method}" in w and "--learning_rate" in w for w in warnings)
+
+
+def test_a_prefix_with_lora_takes_the_learning_rate_of_the_more_delicate(tmp_path):
+    arguments = parse_arguments([*FLAGS, "--pre_seq_len", "4", "--lora_r", "4"], methods=["p_tuning_v2"])
+    assert arguments.training.learning_rate == 2e-4
+    assert arguments.sources["learning_rate"] == "default of p_tuning_v2 + lora"
+
+
+def test_a_run_that_does_not_train_has_no_say_about_learning_rates():
+    flags = [flag for flag in FLAGS if flag != "--do_train"]
+    predicts = [*flags, "--do_predict", "--test_file", "test.json", "--learning_rate", "5"]
+    assert parse_arguments(predicts, methods=["p_tuning_v2"]).warnings == ()
+    assert "learning_rate" not in parse_arguments(predicts[:-2], methods=["p_tuning_v2"]).sources
+
+
 def test_every_field_of_transformers_is_an_option():
     inherited = {f.name for f in dataclasses.fields(Seq2SeqTrainingArguments) if f.init}
     accepted = {*current_options(), *old_names(), *idle_names()}
@@ -435,6 +489,7 @@ def test_defaults_are_transformers_but_for_those_named():
     theirs = {f.name: f.default for f in dataclasses.fields(Seq2SeqTrainingArguments)}
     assert {name for name in theirs if ours[name] != theirs[name]} == {
         "ddp_find_unused_parameters",
+        "logging_steps",
         "remove_unused_columns",
     }
     assert (ours["report_to"], ours["predict_with_generate"]) == ("none", False)
@@ -461,7 +516,7 @@ def test_shipped_argument_files_parse():
     paths = sorted((REPOSITORY / "recipes" / "args").glob("*.json"))
     assert {"adgen_ptuning.json", "multi_turn.json"} <= {path.name for path in paths}
     for path in paths:
-        assert parse_arguments([str(path)]).warnings == ()
+        assert parse_arguments([str(path)], classifies=path.name.startswith("classify_")).warnings == (), path
 
 
 def test_help_lists_every_name(capsys):

@@ -1,5 +1,6 @@
 """Every command, path and import in the documents is real; new documents are found by pattern."""
 
+import argparse
 import ast
 import importlib
 import re
@@ -11,6 +12,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from softlaunch.arguments.groups import DataArguments, ModelArguments, TrainingArguments, TuningArguments
 from softlaunch.arguments.old_names import old_names
+from softlaunch.cli import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/*.md")])
@@ -23,7 +25,7 @@ def commands(text: str) -> list[str]:
     """Lines of code blocks, continued lines joined, that start one of the programs below."""
     lines = text.replace("\\\n", " ").splitlines()
     found = [line.strip().removeprefix("$ ").split(" # ")[0] for line in lines]
-    return [line for line in found if line.split(" ")[0] in ("bash", "accelerate", "python", "cp")]
+    return [line for line in found if line.split(" ")[0] in ("bash", "accelerate", "python", "cp", "softlaunch")]
 
 
 CASES = [
@@ -48,6 +50,10 @@ def test_command(path, command):
     for word in words:
         if re.search(r"\.(sh|py|json|yaml)$", word) and not READERS_OWN.search(word):
             assert (ROOT / word).is_file(), f"{word} does not exist"
+    if words[0] == "softlaunch":
+        parser = argparse.ArgumentParser()
+        importlib.import_module(f"softlaunch.commands.{COMMANDS[words[1]][0]}").add_arguments(parser)
+        parser.parse_args(words[2:])
     if words[:2] == ["accelerate", "launch"]:
         parsed = launch_command_parser().parse_args([w for w in words[2:] if w not in ("[", "]")])
         assert parsed.training_script.startswith("recipes/")

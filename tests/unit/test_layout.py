@@ -22,13 +22,19 @@ ALLOWED = {
     "arguments": set(),
     "models": {"arguments"},
     "data": {"arguments"},
-    "tuning": {"arguments"},
+    "tuning": {"arguments", "run_directory"},
     "training": {"arguments", "models", "data", "tuning", "record", "collective", "preemption", "lifeline"},
     "evaluation": {"arguments", "models", "data", "tuning", "collective", "preemption", "lifeline"},
     "record": {"arguments"},
     "launching": {"arguments"},
     "entry": {"lifeline"},
-    "commands": {"arguments", "models", "data", "tuning", "training", "evaluation", "record", "launching"},
+    "adapter_files": {"run_directory"},
+    "new_directory": set(),
+    "run_directory": set(),
+    "commands": {
+        *("arguments", "models", "data", "tuning", "training", "evaluation", "record", "launching"),
+        *("adapter_files", "new_directory", "run_directory"),
+    },
     "cli": {"commands", "entry"},
 }
 

@@ -1,6 +1,11 @@
 """Answers on disk: one per row, equal to those made one by one, and never made twice."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import datasets
 import pytest
@@ -13,6 +18,9 @@ from softlaunch.models import load_tokenizer
 from softlaunch.tuning import add_prefix, digest
 from tests.bases import _SHAPE, random_base
 from tests.tokenizer_files import write_released_chatglm
+from tests.unit import killed_prediction
+
+ROOT = Path(__file__).parents[2]
 
 OPTIONS = GenerationOptions(max_new_tokens=6)
 
@@ -104,6 +112,34 @@ def test_a_killed_run_goes_on_where_it_stopped(model, tokenizer, rows, tmp_path,
     assert answered == [40, 50, 60]
 
 
+def test_a_prediction_killed_by_sigkill_loses_no_row_and_makes_none_twice(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setitem(_SHAPE, "vocab_size", len(tokenizer))
+    killed, file = tmp_path / "killed", tmp_path / "killed" / "predictions.jsonl"
+    place = write_released_chatglm(tmp_path / "tokenizer")
+    command = [sys.executable, "-m", "tests.unit.killed_prediction", str(place), str(killed)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and (not file.exists() or file.read_bytes().count(b"\n") < 9):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it had ended before it was killed"
+    done = [json.loads(line) for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    assert 9 <= len(done) < killed_prediction.NUM_ROWS
+
+    model, answered, generate = killed_prediction.model_for(tokenizer), [], module.generate_answers
+
+    def watched(model, tokenizer, rows, *args, **kwargs):
+        answered.extend(rows["row_id"][:])
+        return generate(model, tokenizer, rows, *args, **kwargs)
+
+    whole = killed_prediction.run(model, tokenizer, tmp_path / "whole")
+    monkeypatch.setattr(module, "generate_answers", watched)
+    assert killed_prediction.run(model, tokenizer, killed) == whole
+    assert sorted(answered + [record["row_id"] for record in done]) == list(range(killed_prediction.NUM_ROWS))
+    assert [record for record in whole if record["row_id"] in {r["row_id"] for r in done}] == sorted(
+        done, key=lambda record: record["row_id"]
+    )
+
+
 def test_answers_of_other_settings_are_not_taken(model, tokenizer, rows, tmp_path):
     first = run(model, tokenizer, rows, tmp_path)
     shorter = run(model, tokenizer, rows, tmp_path, options=GenerationOptions(max_new_tokens=2))
@@ -125,4 +161,7 @@ def test_answer_scores_leaves_the_model_in_training(model, tokenizer, rows):
     model.train()
     scores = answer_scores(model, tokenizer, rows, OPTIONS, batch_size=4)
     assert model.training
-    assert set(scores) == {"rouge-1", "rouge-2", "rouge-l", "bleu-4", "empty_predictions"}
+    assert set(scores) == {
+        *("rouge-1", "rouge-2", "rouge-l", "bleu-4"),
+        *("empty_predictions", "repeated_predictions", "looping_predictions"),
+    }

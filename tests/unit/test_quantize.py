@@ -65,6 +65,20 @@ def test_adapter_moves_between_precisions(released, bits, tmp_path):
     assert out.shape == (2, 10)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_evaluation_leaves_the_gradient_as_it_was(released, bits):
+    model = add_prefix(load_model(released, quantization_bit=bits), num_virtual_tokens=5, dropout=0.0)
+    inputs, gradients = batch(ROWS, "right"), []
+    for _ in range(2):
+        model.train()(**inputs, labels=inputs["input_ids"]).loss.backward()
+        gradients.append(model.encoder().embedding.weight.grad.clone())
+        model.zero_grad()
+        with torch.no_grad():
+            model.eval()(**inputs)
+    assert gradients[0].any()
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-6)
+
+
 def test_other_numbers_of_bits_are_refused(released):
     with pytest.raises(ArgumentError, match="quantization_bit is 3; allowed are 4 and 8"):
         load_model(released, quantization_bit=3)

@@ -13,15 +13,19 @@ Finding = tuple[tuple[str, ...], str]
 _STEPS = (("do_train", "train_file"), ("do_eval", "validation_file"), ("do_predict", "test_file"))
 
 
-def find_conflicts(values: Mapping[str, Any]) -> Iterator[Finding]:
-    """What makes a run with these values (all options, defaults included) impossible."""
+def find_conflicts(values: Mapping[str, Any], *, classifies: bool = False) -> Iterator[Finding]:
+    """What makes a run with these values (all options, defaults included) impossible.
+
+    A run that `classifies` may take validation rows and test rows out of what train_file names.
+    """
     evaluates_while_training = values["eval_strategy"] != "no"
     if not evaluates_while_training and not any(values[step] for step, _ in _STEPS):
         yield ("do_train", "do_eval", "do_predict"), say("there is nothing to do: set do_train, do_eval or do_predict")
     for step, file in _STEPS:
-        if values[step] and not values[file]:
+        if values[step] and not values[file] and not (classifies and values["train_file"]):
             yield (step, file), say("{step} needs {file}, the file with its rows", step=step, file=file)
-    if evaluates_while_training and not values["do_eval"] and not values["validation_file"]:
+    has_validation = values["validation_file"] or (classifies and values["train_file"])
+    if evaluates_while_training and not values["do_eval"] and not has_validation:
         yield ("eval_strategy", "validation_file"), say("eval_strategy needs validation_file: rows to evaluate on")
     if values["load_best_model_at_end"] and not evaluates_while_training:
         yield (
@@ -44,6 +48,11 @@ def find_conflicts(values: Mapping[str, Any]) -> Iterator[Finding]:
         yield (
             ("prefix_init", "prefix_init_text"),
             say("prefix_init text needs prefix_init_text: the text to start from"),
+        )
+    if values["early_stopping_patience"] and not values["load_best_model_at_end"]:
+        yield (
+            ("early_stopping_patience", "load_best_model_at_end"),
+            say("early_stopping_patience needs load_best_model_at_end: stopping early means keeping the best"),
         )
     if values["prefix_init"] == "text" and values["prefix_projection"]:
         yield (

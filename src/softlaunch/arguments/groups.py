@@ -1,4 +1,4 @@
-"""What a run can be told: four dataclasses of options, and `Arguments`, which holds one of each.
+"""What a run can be told: five dataclasses of options, and `Arguments`, which holds one of each.
 
 Every field carries its help text and, where they exist, its limits in its metadata: `choices`; `minimum` and `maximum`
 (inclusive); `above` and `below` (exclusive); `required`. Parsing, error messages and `--help` are made from them.
@@ -68,8 +68,8 @@ class TuningArguments:
     tuning: str | None = _option(
         None,
         help="What is trained; unset takes what the recipe is for. pre_seq_len together with lora_r trains a prefix "
-        "and LoRA in one model.",
-        choices=("p_tuning_v2", "lora", "ia3", "prompt_tuning", "p_tuning", "full", "freeze"),
+        "and LoRA in one model; head is a frozen encoder under a trained head.",
+        choices=("p_tuning_v2", "lora", "ia3", "prompt_tuning", "p_tuning", "full", "freeze", "head"),
     )
     pre_seq_len: int | None = _option(
         None, help="P-Tuning v2, prompt tuning, P-tuning: number of virtual tokens.", minimum=1
@@ -173,6 +173,10 @@ class DataArguments:
     do_sample: bool = _option(False, help="Sample answers instead of taking the likeliest token each time.")
     top_p: float = _option(0.7, help="With do_sample: share of probability to sample from.", above=0.0, maximum=1.0)
     temperature: float = _option(0.95, help="With do_sample: flattens (above 1) or sharpens the choice.", above=0.0)
+    probe_prompts: list[str] | None = _option(
+        None,
+        help="Prompts to answer before training and after it; three held-out rows if unset, none for an empty list.",
+    )
     compare_with_base: bool = _option(
         False, help="With do_predict: let the base answer without the adapter too, and print both side by side."
     )
@@ -180,6 +184,38 @@ class DataArguments:
     def __post_init__(self) -> None:
         if self.val_max_target_length is None:
             object.__setattr__(self, "val_max_target_length", self.max_target_length)
+
+
+@dataclass(frozen=True)
+class ClassificationArguments:
+    """Texts, their classes, and how classes are learnt."""
+
+    text_column: str | int = _option("text", help="Column that holds the text: its name, or its number from 0.")
+    text_pair_column: str | int | None = _option(None, help="Column that holds a second text, for pairs of texts.")
+    label_column: str | int = _option("label", help="Column that holds the class, as a name or a number.")
+    class_file: str | None = _option(
+        None,
+        help="File with the names of the classes, one to a line; the labels are these names, or line numbers from 0.",
+    )
+    num_labels: int | None = _option(
+        None, help="Number of classes, to be checked against the data; it is counted anyway.", minimum=2
+    )
+    validation_share: float = _option(
+        0.1,
+        help="Share of the training rows of every class that is held out where there is no validation file; seed says "
+        "which.",
+        above=0.0,
+        below=1.0,
+    )
+    class_weights: bool = _option(
+        False, help="Weigh rows by how rare their class is in training: number of rows / (classes × rows of the class)."
+    )
+    early_stopping_patience: int | None = _option(
+        None, help="Stop training after so many evaluations without a better metric_for_best_model.", minimum=1
+    )
+    early_stopping_threshold: float = _option(
+        0.0, help="By how much metric_for_best_model must improve to count as better.", minimum=0.0
+    )
 
 
 @dataclass
@@ -200,6 +236,9 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     )
     logging_dir: str | None = _option(
         None, help="Directory for TensorBoard's files, with report_to tensorboard; output_dir/runs/… if unset."
+    )
+    logging_steps: float = _option(
+        10, help="Steps from one line, and one record in metrics.jsonl, to the next; below 1 a share of all steps."
     )
     ddp_find_unused_parameters: bool | None = _option(
         False, help="Look for parameters without gradient in every step (DDP); there are none here."
@@ -231,14 +270,16 @@ CHECKPOINTING_KWARGS = tuple(
 class Arguments:
     """The resolved arguments of one run.
 
-    `sources` maps each option that was given to where (`run.json` or `--flag`); `warnings` are the lines that were
-    logged while parsing; `argv` is the command line after the script's name. `run` is what `training.begin` found out:
-    the content of `run.json`, which a later start of the run compares itself with.
+    `sources` maps each option that was given to where (`run.json` or `--flag`), and a learning rate that the method
+    chose to `default of METHOD`; `warnings` are the lines that were logged while parsing; `argv` is the command line
+    after the script's name. `run` is what `training.begin` found out: the content of `run.json`, which a later start of
+    the run compares itself with.
     """
 
     model: ModelArguments
     tuning: TuningArguments
     data: DataArguments
+    classification: ClassificationArguments
     training: TrainingArguments
     sources: Mapping[str, str]
     warnings: tuple[str, ...]

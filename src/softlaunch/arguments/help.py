@@ -10,8 +10,13 @@ from typing import Any
 from softlaunch.arguments.old_names import current_options, idle_names, old_names
 from softlaunch.arguments.options import Option
 
-_WIDTHS = 60, 120  # lines are no shorter and no longer, whatever the terminal
-_TITLES = {"model": "Base model", "tuning": "What is trained", "data": "Data and generated answers"}
+_WIDTHS = 80, 120  # lines are no shorter and no longer, whatever the terminal
+_TITLES = {
+    "model": "Base model",
+    "tuning": "What is trained",
+    "data": "Data and generated answers",
+    "classification": "Classes of texts",
+}
 # Titles of the training options, and the beginnings of their names; the first that fits. The rest follows.
 _TRAINING_TITLES = {
     "The run": ("output_dir", "restart", "resume", "do_", "seed", "data_seed", "full_determinism"),
@@ -58,10 +63,10 @@ def format_help(description: str = "") -> str:
             lines += [f"  --{option.name}", *_fill(_describe(option), "      ")]
     lines += ["", "Old names, still accepted:"]
     for name, new in old_names().items():
-        lines += _fill(f"--{name}: now --{new}", "  ")
+        lines += _fill(f"--{name}: now --{new}", "  ", "    ")
     lines += ["", "Accepted without effect:"]
     for name, reason in idle_names().items():
-        lines += _fill(f"--{name}: {reason}", "  ")
+        lines += _fill(f"--{name}: {reason}", "  ", "    ")
     return "\n".join(lines) + "\n"
 
 
@@ -90,7 +95,7 @@ def _show(default: Any) -> str:
     return default if isinstance(default, str) and default else json.dumps(default)
 
 
-def _fill(text: str, indent: str) -> list[str]:
+def _fill(text: str, indent: str, hanging: str = "") -> list[str]:
     least, most = _WIDTHS
     width = min(max(shutil.get_terminal_size().columns, least), most)
-    return textwrap.wrap(" ".join(text.split()), width, initial_indent=indent, subsequent_indent=indent)
+    return textwrap.wrap(" ".join(text.split()), width, initial_indent=indent, subsequent_indent=indent + hanging)

@@ -1,6 +1,6 @@
 """Tuning methods by name: which options belong to which, and which one a run asks for."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Container
 
 from softlaunch.arguments.groups import Arguments, TuningArguments
 from softlaunch.errors import ArgumentError
@@ -27,6 +27,7 @@ _METHODS: dict[str, tuple[str, frozenset[str]]] = {
         frozenset({"pre_seq_len", "encoder_type", "encoder_hidden_size", "encoder_num_layers", "encoder_dropout"}),
     ),
     "full": ("finetune_chatglm.py", frozenset({"save_format"})),
+    "head": ("classify.py", frozenset()),
     "freeze": ("finetune_chatglm.py", frozenset({"freeze_trainable_layers", "save_format"})),
 }
 _TOGETHER = ("p_tuning_v2", "lora")
@@ -38,8 +39,12 @@ def chosen_methods(arguments: Arguments, allowed: Collection[str]) -> tuple[str,
 
     Raises ArgumentError for a method of another recipe, and for options of a method that is not trained.
     """
-    tuning = arguments.tuning
-    given = [name for name in _options() if name in arguments.sources and getattr(tuning, name) != _default(name)]
+    return choose_methods(arguments.tuning, arguments.sources, allowed)
+
+
+def choose_methods(tuning: TuningArguments, given_names: Container[str], allowed: Collection[str]) -> tuple[str, ...]:
+    """As `chosen_methods`, from what is known while the arguments are read."""
+    given = [name for name in _options() if name in given_names and getattr(tuning, name) != _default(name)]
     chosen = tuning.tuning or _first(allowed, given)
     if chosen not in allowed:
         raise ArgumentError(

@@ -14,10 +14,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from softlaunch.arguments.groups import DataArguments, ModelArguments, TrainingArguments, TuningArguments
+from softlaunch.arguments.groups import (
+    ClassificationArguments,
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+    TuningArguments,
+)
 from softlaunch.messages import say
 
-GROUPS = {"model": ModelArguments, "tuning": TuningArguments, "data": DataArguments, "training": TrainingArguments}
+GROUPS = {
+    "model": ModelArguments,
+    "tuning": TuningArguments,
+    "data": DataArguments,
+    "classification": ClassificationArguments,
+    "training": TrainingArguments,
+}
 
 # transformers checks few of its numbers; a value outside of these fails late or, worse, trains nonsense.
 _TRAINING_LIMITS: dict[str, dict[str, Any]] = {

@@ -6,13 +6,22 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from softlaunch.arguments.checks import Finding, find_conflicts, find_idle_values
-from softlaunch.arguments.groups import Arguments, DataArguments, ModelArguments, TrainingArguments, TuningArguments
+from softlaunch.arguments.groups import (
+    Arguments,
+    ClassificationArguments,
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+    TuningArguments,
+)
 from softlaunch.arguments.help import format_help
+from softlaunch.arguments.learning_rates import find_far_learning_rate, in_words, learning_rate_of
+from softlaunch.arguments.methods import choose_methods
 from softlaunch.arguments.old_names import Idle, current_options, find_idle, find_old_name, idle_names, old_names
 from softlaunch.arguments.options import Option, Refused, from_json, from_text
 from softlaunch.arguments.sources import Given, read_sources
@@ -24,7 +33,15 @@ logger = logging.getLogger(__name__)
 _SWITCH = Option(name="", group="", kinds=frozenset({"bool"}), default=False, help="")
 
 
-def parse_arguments(argv: list[str] | None = None, *, unused: Iterable[str] = (), description: str = "") -> Arguments:
+def parse_arguments(
+    argv: list[str] | None = None,
+    *,
+    methods: Collection[str] = (),
+    unused: Iterable[str] = (),
+    classifies: bool = False,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    description: str = "",
+) -> Arguments:
     """Reads `run.json`, `run.json --option value …` or flags alone; flags win over the file, later flags over earlier.
 
     Flags are `--option value`, `--option=value`, `--option a b` for lists, `--option` and `--no_option` for switches,
@@ -33,7 +50,12 @@ def parse_arguments(argv: list[str] | None = None, *, unused: Iterable[str] = ()
 
     Args:
         argv: the command line after the script's name; that of this process if None.
+        methods: those that the recipe can train (see `methods`); the one that the run asks for decides about the
+            learning rate if none is given.
         unused: options that the calling recipe does not read: a line says so if one is given.
+        classifies: whether the calling recipe reads the options of classification, and may do without files that it
+            takes out of train_file; otherwise they are unused.
+        defaults: values of the calling recipe for options that are not given.
         description: what the recipe does, for `--help`.
 
     Returns:
@@ -46,7 +68,7 @@ def parse_arguments(argv: list[str] | None = None, *, unused: Iterable[str] = ()
     if "-h" in argv or "--help" in argv:
         sys.stdout.write(format_help(description))
         raise SystemExit(0)
-    return _construct(_read(argv, unused), argv)
+    return _construct(_read(argv, unused, methods, classifies=classifies, defaults=defaults), argv)
 
 
 def parse_model_and_data(argv: list[str]) -> tuple[ModelArguments, DataArguments]:
@@ -56,12 +78,22 @@ def parse_model_and_data(argv: list[str]) -> tuple[ModelArguments, DataArguments
     return ModelArguments(**reading.of_group("model")), DataArguments(**reading.of_group("data"))
 
 
-def _read(argv: list[str], unused: Iterable[str] = ()) -> "_Reading":
+def _read(
+    argv: list[str],
+    unused: Iterable[str] = (),
+    methods: Collection[str] = (),
+    *,
+    classifies: bool = False,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> "_Reading":
     given, warnings = read_sources(argv)
     reading = _Reading(warnings=warnings)
     for item in given:
         reading.take(item)
-    reading.check(frozenset(unused))
+    reading.values = {**defaults, **reading.values}
+    reading.check(frozenset(unused), classifies)
+    if methods and not reading.problems:
+        reading.settle_learning_rate(methods)
     if os.environ.get("RANK", "0") == "0":  # before the process group exists there is nothing else to ask
         for warning in reading.warnings:
             logger.warning(warning)
@@ -79,6 +111,7 @@ class _Reading:
     refused: set[str] = dataclasses.field(default_factory=set)
     warnings: list[str] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
+    settled: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def take(self, given: Given) -> None:
         """Adds one given value to the values, the warnings or the problems."""
@@ -130,25 +163,35 @@ class _Reading:
         self.values[name] = value
         self.origins[name] = given
 
-    def check(self, unused: frozenset[str]) -> None:
+    def check(self, unused: frozenset[str], classifies: bool) -> None:
         """Adds the problems and warnings that concern several options, or options that were not given."""
         options = current_options()
         values = {name: option.default for name, option in options.items()} | self.values
         for name, option in options.items():
             if option.required and not values[name] and name not in self.refused:
                 self.problems.append(say("{name} is missing: {help}", name=name, help=say(option.help)))
-        self.problems += [self._trace(finding) for finding in find_conflicts(values) if self._is_sure(finding)]
+        conflicts = find_conflicts(values, classifies=classifies)
+        self.problems += [self._trace(finding) for finding in conflicts if self._is_sure(finding)]
         idle = [self._trace(finding) for finding in find_idle_values(values, self.values) if self._is_sure(finding)]
         idle += [
             say("{given} has no effect in this recipe", given=self.origins[name].shown)
-            for name in self.values
-            if name in unused
+            for name in self.origins
+            if name in unused or (options[name].group == "classification" and not classifies)
         ]
         self.warnings += idle
 
     def of_group(self, group: str) -> dict[str, Any]:
         """The values of one group of options."""
         return {name: value for name, value in self.values.items() if current_options()[name].group == group}
+
+    def settle_learning_rate(self, allowed: Collection[str]) -> None:
+        """The method's own where none is given; a warning where one is given that is far from it."""
+        methods = choose_methods(TuningArguments(**self.of_group("tuning")), self.values, allowed)
+        values = {name: option.default for name, option in current_options().items()} | self.values
+        self.warnings += [self._trace(finding) for finding in find_far_learning_rate(methods, values, self.values)]
+        if values["do_train"] and not {"learning_rate"} & {*self.values, *self.refused}:
+            self.values["learning_rate"] = learning_rate_of(methods, values)
+            self.settled["learning_rate"] = f"default of {in_words(methods)}"
 
     def _is_sure(self, finding: Finding) -> bool:
         names, _ = finding
@@ -203,11 +246,12 @@ def _list_problems(problems: list[str]) -> ArgumentError:
 
 
 def _construct(reading: _Reading, argv: list[str]) -> Arguments:
-    """The four groups. TrainingArguments come last: to make them touches devices and the process group."""
+    """The five groups. TrainingArguments come last: to make them touches devices and the process group."""
 
     model = ModelArguments(**reading.of_group("model"))
     tuning = TuningArguments(**reading.of_group("tuning"))
     data = DataArguments(**reading.of_group("data"))
+    classification = ClassificationArguments(**reading.of_group("classification"))
     try:
         training = TrainingArguments(**reading.of_group("training"))
     except ArgumentError:
@@ -221,8 +265,11 @@ def _construct(reading: _Reading, argv: list[str]) -> Arguments:
         model=model,
         tuning=tuning,
         data=data,
+        classification=classification,
         training=training,
-        sources=MappingProxyType({name: item.file or f"--{item.name}" for name, item in reading.origins.items()}),
+        sources=MappingProxyType(
+            {name: item.file or f"--{item.name}" for name, item in reading.origins.items()} | reading.settled
+        ),
         warnings=tuple(reading.warnings),
         argv=tuple(argv),
     )

@@ -33,7 +33,7 @@ def check_row(fields: dict[str, Any], columns: Columns) -> tuple[str, str, Turns
 
     A missing history is []; where no response is required, a missing one is "".
     """
-    problem = _text_problem(fields, columns.prompt, required=True) or _text_problem(
+    problem = text_problem(fields, columns.prompt, required=True) or text_problem(
         fields, columns.response, required=columns.require_response
     )
     if problem:
@@ -114,7 +114,7 @@ class Problems:
         return DataError("\n".join(lines))
 
 
-def _text_problem(fields: dict[str, Any], name: str, *, required: bool) -> BadRow | None:
+def text_problem(fields: dict[str, Any], name: str, *, required: bool) -> BadRow | None:
     value = fields.get(name)
     if isinstance(value, str):
         if required and not value.strip():

@@ -28,6 +28,7 @@ from softlaunch.data.collate import GenerationCollator
 from softlaunch.data.order import batches_of_process
 from softlaunch.evaluation.whole import whole_weights
 from softlaunch.files import write_text
+from softlaunch.messages import clock, say
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +124,16 @@ def generate_answers(
                 yield {"row_id": row_ids[row], "predict": text.strip(), "labels": references[row]}
             if time.monotonic() - last_log > _LOG_EVERY_S:
                 last_log = time.monotonic()
-                speed = num_tokens / (last_log - start)
-                logger.info("answered %d of %d batches, %.0f tokens/s", number + 1, num_batches, speed)
+                elapsed_s, num_done = last_log - start, number + 1
+                logger.info(
+                    say(
+                        "answered {done:,} of {batches:,} batches, {speed:,.0f} tokens/s, {left} left",
+                        done=num_done,
+                        batches=num_batches,
+                        speed=num_tokens / elapsed_s,
+                        left=clock(elapsed_s / num_done * (num_batches - num_done)),
+                    )
+                )
     preemption.stop_if_agreed()
 
 

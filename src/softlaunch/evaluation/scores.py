@@ -10,7 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from softlaunch.arguments import Arguments
 from softlaunch.evaluation.predict import GenerationOptions, generate_answers, share_of_process
+from softlaunch.evaluation.repetition import count_repetitions
 from softlaunch.evaluation.text_metrics import SCORE_NAMES, score_rows
+
+COUNT_NAMES = ("empty_predictions", "repeated_predictions", "looping_predictions")
 
 
 def scorer(
@@ -28,8 +31,15 @@ def answer_scores(
 ) -> dict[str, float]:
     """The means of `text_metrics.score_rows` over the answers of all processes; `kwargs` as in `generate_answers`."""
     mine = list(generate_answers(model, tokenizer, rows, options, **kwargs))
-    scores = score_records(sorted(gather_object(mine), key=lambda record: record["row_id"]))
-    return {name: scores[name] for name in (*SCORE_NAMES, "empty_predictions") if name in scores}
+    records = sorted(gather_object(mine), key=lambda record: record["row_id"])
+    scores = score_records(records) | repetitions(rows, records)
+    return {name: scores[name] for name in (*SCORE_NAMES, *COUNT_NAMES) if name in scores}
+
+
+def repetitions(rows: datasets.Dataset, records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """`count_repetitions` of the answers to `rows`, both in the same order."""
+    prompts = [tuple(ids) for ids in rows["input_ids"][:]]
+    return count_repetitions(prompts, [record["predict"] for record in records])
 
 
 def score_records(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ characters by nltk with smoothing method 3; each × 100 and rounded to four digi
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -34,23 +34,34 @@ def score_row(prediction: str, reference: str) -> dict[str, float]:
     return {name: round(100 * float(fractions[name]), 4) for name in SCORE_NAMES}
 
 
-def score_rows(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-    """Mean scores of `predictions` against the `references` at the same places, and what they were made from.
-
-    Returns the means under the names of `score_row`, and `rows`, `empty_predictions` (each scored 0),
-    `empty_references`, `metric`, `metric_version`. A row without a reference cannot be scored: it counts in
-    `empty_references` and in nothing else. Where no row has a reference there are no means.
+def score_each(predictions: Sequence[str], references: Sequence[str]) -> list[dict[str, float] | None]:
+    """`score_row` of every prediction; None where there is no reference to score it by.
 
     Raises:
         ValueError: the two are not of one length.
     """
-    pairs = [pair for pair in zip(predictions, references, strict=True) if not _is_empty(pair[1])]
-    scores = [score_row(prediction, reference) for prediction, reference in pairs]
-    means = {name: sum(row[name] for row in scores) / len(scores) for name in SCORE_NAMES} if scores else {}
+    pairs = zip(predictions, references, strict=True)
+    return [None if _is_empty(reference) else score_row(prediction, reference) for prediction, reference in pairs]
+
+
+def score_rows(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    """Mean scores of `predictions` against the `references` at the same places; see `mean_scores`."""
+    return mean_scores(score_each(predictions, references), predictions)
+
+
+def mean_scores(each: Sequence[Mapping[str, float] | None], predictions: Sequence[str]) -> dict[str, Any]:
+    """The means of what `score_each` returned for these predictions, and what they were made from.
+
+    Returns the means under the names of `score_row`, and `rows`, `empty_predictions` (each scored 0),
+    `empty_references`, `metric`, `metric_version`. A row without a reference cannot be scored: it counts in
+    `empty_references` and in nothing else. Where no row has a reference there are no means.
+    """
+    scored = [(scores, text) for scores, text in zip(each, predictions, strict=True) if scores is not None]
+    means = {name: sum(s[name] for s, _ in scored) / len(scored) for name in SCORE_NAMES} if scored else {}
     return means | {
-        "rows": len(pairs),
-        "empty_predictions": sum(_is_empty(prediction) for prediction, _ in pairs),
-        "empty_references": len(references) - len(pairs),
+        "rows": len(scored),
+        "empty_predictions": sum(_is_empty(text) for _, text in scored),
+        "empty_references": len(each) - len(scored),
         "metric": METRIC,
         "metric_version": METRIC_VERSION,
     }

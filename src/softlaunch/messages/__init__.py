@@ -23,6 +23,13 @@ def say(template: str, /, **values: Any) -> str:
     return text.format(**values) if values else text
 
 
+def clock(seconds: float) -> str:
+    """A duration: `0:42`, `12:07` or `3:05:00`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
 def language() -> str:
     """The two letters of the user's language, `en` if the environment names none.
 

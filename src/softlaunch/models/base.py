@@ -15,8 +15,9 @@ from softlaunch.models.tokenizer import load_tokenizer
 from softlaunch.models.weight_files import check_weight_files
 
 
-def check_base(arguments: Arguments) -> None:
-    """Stop if the base model cannot be loaded, as far as its config and the headers of its files tell.
+def check_base(arguments: Arguments, *, answers: bool = True) -> None:
+    """Stop if the base model cannot be loaded, as far as its config and the headers of its files tell. It `answers`, so
+    that its positions must do for prompt and answer.
 
     Raises CheckpointError for a model that is missing, incomplete, damaged or of an unsupported kind, ArgumentError for
     options that do not suit it.
@@ -28,7 +29,8 @@ def check_base(arguments: Arguments) -> None:
         glm_config(config, path)
     if model.quantization_bit is not None:
         quantization_config(model.quantization_bit, choose_dtype(model.dtype))
-    _check_lengths(arguments, config)
+    if answers:
+        _check_lengths(arguments, config)
     if Path(path).is_dir():
         refuse_packed_weights(path, check_weight_files(Path(path)))
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from softlaunch.errors import CheckpointError
 from softlaunch.models.chatglm import glm_config, load_released_chatglm
@@ -81,7 +80,7 @@ def load_model(
         # Whatever transformers, torch and safetensors raise over files that are missing, cut off or not what they seem
         raise CheckpointError("{path}: the model cannot be loaded: {error}", path=path, error=error) from error
     _check_complete(path, info)
-    if quantization_bit == 4 and is_deepspeed_zero3_enabled():
+    if quantization_bit == 4:
         keep_weights_as_loaded(model)
     return model
 

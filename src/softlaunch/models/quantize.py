@@ -46,7 +46,8 @@ def quantization_config(bits: int, compute_dtype: torch.dtype) -> BitsAndBytesCo
 def keep_weights_as_loaded(model: nn.Module) -> None:
     """Stop bitsandbytes from packing 4-bit weights anew for the CPU at the first evaluation.
 
-    ZeRO-3 has split the weights by then and puts them together by the sizes that they were loaded with.
+    No gradient comes through weights that are packed so, and training goes on after an evaluation. And ZeRO-3 has split
+    the weights by then, and puts them together by the sizes that they were loaded with.
     """
     from bitsandbytes.nn import Linear4bit
 

@@ -20,8 +20,9 @@ from softlaunch.tuning.formats import check_prefix, is_prefix
 from softlaunch.tuning.from_arguments import check_new_prefix
 
 
-def begin(arguments: Arguments, methods: Collection[str] = ()) -> Arguments:
-    """Check what a run that trains `methods` needs, and seed the random numbers; all processes call it.
+def begin(arguments: Arguments, methods: Collection[str] | None = None) -> Arguments:
+    """Check what a run that trains `methods` needs, and seed the random numbers; all processes call it. (None: what is
+    trained of a classifier is checked where it is made.)
 
     It returns the arguments of what is left to do: a run that is finished does not train again. What an earlier run
     left is not touched, so that a mistake costs nothing. From here on a scheduler's signal ends the run in good order.
@@ -37,9 +38,10 @@ def begin(arguments: Arguments, methods: Collection[str] = ()) -> Arguments:
     if several():
         lifeline.connect(training.process_index, training.world_size, broadcast_from_first)
     _check_writable(output_dir)
-    check_base(arguments)
+    check_base(arguments, answers=methods is not None)
     left_to_do = find_run(arguments)
-    _check_tuning(left_to_do, methods)
+    if methods is not None:
+        _check_tuning(left_to_do, methods)
     set_seed(training.seed)
     return left_to_do
 

@@ -43,8 +43,11 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
+        self.args.restore_callback_states_from_checkpoint = True  # how long early stopping has waited, say
         self._staging: Path | None = None
-        self._write_errors: list[Exception] = []
+        self._write_errors: list[Exception] | None = None  # None: they are not noted, but raised
+        self._resumed_from: str | None = None
+        self._loaded_control: dict[str, Any] = {}
         self._owes_evaluation = False  # the checkpoint in the making, or the one that this run went on from
         self._last_step_of_epoch = -1
         self._warned_of_slow_saving = False
@@ -63,14 +66,20 @@ class ResumableTrainer(Trainer):
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: Any, trial: Any
     ) -> tuple[int, int]:
-        begin = super()._init_training_state(
-            max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
         if resume_from_checkpoint is not None:
             self._owes_evaluation = read_manifest(Path(resume_from_checkpoint)).get("owes_evaluation") is True
             self._resumed_from = resume_from_checkpoint
-        # Trainer would take one step more from a checkpoint of the last step
-        return (num_train_epochs, 0) if self.state.global_step >= max_steps else begin
+        return super()._init_training_state(max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)
+
+    def _load_callback_state(self) -> None:
+        control: Any = self.state.stateful_callbacks.get("TrainerControl") or {}
+        control = control[-1] if isinstance(control, list) else control
+        self._loaded_control = control.get("attributes") or control.get("args") or {}
+        super()._load_callback_state()
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if not self.control.should_training_stop:  # so it is in a run that goes on from its last step
+            super()._run_epoch(*args, **kwargs)
 
     def _maybe_log_save_evaluate(
         self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any
@@ -99,17 +108,22 @@ class ResumableTrainer(Trainer):
         saved = self._save_whole_checkpoint(model, trial)
         preemption.leave(saved.name if saved else None)
 
-    def make_up_for_evaluation(self) -> None:
-        """Evaluate, and save again, when the checkpoint that this run goes on from was saved in front of that."""
-        if not self._owes_evaluation:
-            return
-        self._owes_evaluation = False
-        self._load_rng_state(self._resumed_from)
-        self._last_step_of_epoch = self.state.global_step
-        self.control.should_evaluate = self.control.should_save = True
-        model = self.model_wrapped
-        self._maybe_log_save_evaluate(torch.tensor(0.0), None, model, None, self.state.epoch, None, 0.0)
-        self.control.should_evaluate = self.control.should_save = False
+    def catch_up(self) -> None:
+        """Do what the step of the checkpoint that this run goes on from has left: its evaluation, or to stop there."""
+        if self._owes_evaluation:
+            self._owes_evaluation = False
+            self._load_rng_state(self._resumed_from)
+            self._last_step_of_epoch = self.state.global_step
+            self.control.should_evaluate = self.control.should_save = True
+            model = self.model_wrapped
+            self._maybe_log_save_evaluate(torch.tensor(0.0), None, model, None, self.state.epoch, None, 0.0)
+            self.control.should_evaluate = self.control.should_save = False
+        if self._resumed_from is not None:
+            self.control.should_training_stop |= self._was_last_step()
+
+    def _was_last_step(self) -> bool:
+        control: Any = self._loaded_control
+        return self.state.global_step >= self.state.max_steps or control.get("should_training_stop") is True
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
@@ -137,6 +151,7 @@ class ResumableTrainer(Trainer):
             self.state.best_model_checkpoint = best_before
             if self.args.should_save:
                 shutil.rmtree(written.parent, ignore_errors=True)
+        self._write_errors = None
         self._warn_of_slow_saving(time.monotonic() - start)
         return place if saved else None
 
@@ -222,6 +237,8 @@ class ResumableTrainer(Trainer):
         except (OSError, SafetensorError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not any(words in str(error) for words in _TORCH_WRITE_ERRORS):
                 raise
+            if self._write_errors is None:
+                raise
             self._write_errors.append(error)
 
     def _any_write_error(self) -> bool:
@@ -256,6 +273,7 @@ class ResumableTrainer(Trainer):
                 put_in_place(written, place)
                 shutil.rmtree(written.parent, ignore_errors=True)
         error = self._write_errors[0] if self._write_errors else None
+        self._write_errors = None
         if any_process(error is not None):
             raise CheckpointError(
                 "{place} could not be written: {error}. Make room and start the run again: it goes on from its last "
@@ -275,7 +293,7 @@ class _Boundaries(TrainerCallback):
         lifeline.note(f"step {state.global_step} of {state.max_steps} done")
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.trainer.make_up_for_evaluation()
+        self.trainer.catch_up()
 
     def on_prediction_step(self, *_: Any, **__: Any) -> None:
         preemption.stop_if_agreed()

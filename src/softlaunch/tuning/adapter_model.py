@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModelForCausalLM
+from peft import PeftConfig, PeftModel, PeftModelForCausalLM
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.other import ModulesToSaveWrapper
 from safetensors import SafetensorError
@@ -20,8 +20,8 @@ CONFIG_FILE = "adapter_config.json"
 BASE_FILE = "softlaunch.json"  # beside PEFT's files, since PEFT warns of keys that it does not know
 
 
-class AdapterModel(PeftModelForCausalLM):
-    """`peft.PeftModelForCausalLM` whose adapters know their base: saved with its fingerprint, refused on another.
+class AdapterFiles(PeftModel):
+    """A `peft.PeftModel` whose adapters know their base: saved with its fingerprint, refused on another.
 
     A directory that it writes holds PEFT's two files, which stock PEFT loads, and `softlaunch.json`.
     """
@@ -62,9 +62,8 @@ class AdapterModel(PeftModelForCausalLM):
         names = selected_adapters or list(self.peft_config)
         self._write(Path(save_directory), names, state_dict)
         for name in names:
-            base = {"base_model_name_or_path": self.name_or_path, "base_fingerprint": self.base_fingerprint}
-            file = Path(save_directory) / ("" if name == "default" else name) / BASE_FILE
-            file.write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
+            folder = Path(save_directory) / ("" if name == "default" else name)
+            write_base(folder, self.base_fingerprint, str(self.name_or_path))
 
     def _write(self, directory: Path, names: list[str], state_dict: dict[str, Any] | None) -> None:
         # PEFT would look at the hub for the size of the vocabulary unless it is told about embeddings
@@ -95,15 +94,19 @@ class AdapterModel(PeftModelForCausalLM):
             self._in_float32(adapter_name)
         missing = [key for key in result.missing_keys if adapter_name in key.split(".")]  # PEFT looks for a substring
         if missing or result.unexpected_keys:
-            raise KeyError(
+            raise ValueError(
                 say(
-                    "{num_missing} tensors are missing {missing}, {num_unexpected} have no place {unexpected}",
-                    num_missing=len(missing),
-                    missing=missing[:2],
-                    num_unexpected=len(result.unexpected_keys),
-                    unexpected=result.unexpected_keys[:2],
+                    "{missing} tensors are missing {first_missing}, {unexpected} have no place {first_unexpected}",
+                    missing=len(missing),
+                    first_missing=missing[:2],
+                    unexpected=len(result.unexpected_keys),
+                    first_unexpected=result.unexpected_keys[:2],
                 )
             )
+
+
+class AdapterModel(AdapterFiles, PeftModelForCausalLM):
+    """A causal language model with PEFT's own adapters."""
 
 
 def _to_float32(layer: torch.nn.Module, inputs: tuple) -> tuple:
@@ -128,6 +131,12 @@ def read_config(directory: Path, *, trainable: bool) -> PeftConfig:
         ) from error
     config.inference_mode = not trainable
     return config
+
+
+def write_base(directory: Path, found: list[float], name: str) -> None:
+    """Write down beside an adapter which base it is for, as `check_base` reads it."""
+    base = {"base_model_name_or_path": name, "base_fingerprint": found}
+    (directory / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
 
 
 def check_base(directory: Path, found: list[float], name: str) -> None:

@@ -23,7 +23,8 @@ def digest(model: Any) -> str:
     Of a model without adapters some numbers of every tensor are taken. All processes call it.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    found = hashlib.sha256(json.dumps([base.name_or_path, fingerprint(base)]).encode())
+    name = base.name_or_path if isinstance(model, PeftModel) else ""  # a trained model is the same wherever it lies
+    found = hashlib.sha256(json.dumps([name, fingerprint(base)]).encode())
     for tensor in _adapters(model) if isinstance(model, PeftModel) else _samples(model):
         found.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:12]

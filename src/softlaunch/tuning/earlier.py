@@ -4,7 +4,6 @@ from pathlib import Path
 
 from softlaunch.arguments import Arguments
 from softlaunch.errors import ArgumentError
-from softlaunch.messages import say
 
 
 def earlier_adapter(arguments: Arguments) -> str | None:
@@ -36,10 +35,8 @@ def earlier_model(arguments: Arguments) -> str:
         )
     if arguments.data.compare_with_base:
         raise ArgumentError(
-            say(
-                "compare_with_base needs a base beside what was trained, and full and freeze change the base itself: "
-                "let the base answer in a run of its own (do_predict with its model_name_or_path in another output_dir)"
-            )
+            "compare_with_base needs a base beside what was trained, and full and freeze change the base itself: "
+            "let the base answer in a run of its own (do_predict with its model_name_or_path in another output_dir)"
         )
     left = Path(str(arguments.training.output_dir)) / "model"
     return str(left) if not arguments.training.do_train and left.is_dir() else arguments.model.model_name_or_path

@@ -17,13 +17,15 @@ _NUM_SAMPLES = 32
 def fingerprint(model: PreTrainedModel) -> list[float]:
     """64 numbers that every way of loading `model` keeps: 32 embedding entries, and one of each of 32 norms and biases.
 
+    The head of a classifier is left out: it is trained with every method.
+
     Quantization leaves these tensors alone; half precision rounds them, so compare with `num_differences`.
     """
     embedding: Any = _own(model.get_input_embeddings()).weight
     vectors = [
         p
-        for _, p in sorted(_own_parameters(model), key=lambda item: item[0])
-        if len(getattr(p, "ds_shape", p.shape)) == 1
+        for name, p in sorted(_own_parameters(model), key=lambda item: item[0])
+        if len(getattr(p, "ds_shape", p.shape)) == 1 and not _is_head(model, name)
     ]
     vectors = [vectors[i * len(vectors) // _NUM_SAMPLES] for i in range(_NUM_SAMPLES)]
     with gathered([embedding, *vectors]) as (embedding, *vectors):
@@ -37,6 +39,12 @@ def num_differences(one: list[float], other: list[float]) -> int:
     """How many of the numbers differ by more than half precision explains: 0.5 %, or what float16 holds near zero."""
     pairs = zip(one, other, strict=True)
     return sum(abs(a - b) > 0.005 * max(abs(a), abs(b)) + 2**-16 for a, b in pairs)
+
+
+def _is_head(model: PreTrainedModel, name: str) -> bool:
+    """Whether a parameter belongs to the part that a classifier trains on top of the base."""
+    inside = f"{model.base_model_prefix}."
+    return ".pooler." in name or (hasattr(model, model.base_model_prefix) and not name.startswith(inside))
 
 
 def _own(module: nn.Module) -> nn.Module:

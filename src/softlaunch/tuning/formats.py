@@ -10,6 +10,7 @@ In PEFT the prefix goes through the KV cache, so that a real query at t is turne
 key turned by n: (R_{t+n} q)·(R_n k) = (R_t q)·k.
 """
 
+import io
 import json
 import logging
 from dataclasses import dataclass, fields
@@ -41,16 +42,20 @@ class SavedPrefix:
     tensors: dict[str, torch.Tensor]
 
 
-def read_prefix(model: PreTrainedModel, path: str | Path, num_virtual_tokens: int | None = None) -> SavedPrefix:
+def read_prefix(
+    model: PreTrainedModel, path: str | Path, num_virtual_tokens: int | None = None, *, check_weights: bool = True
+) -> SavedPrefix:
     """Read an adapter directory of any of the three formats, or the output directory of a run that holds `adapter/`.
 
-    `model` is the base; it turns PEFT's keys and tells the shape that the original format does not write down.
+    `model` is the base; it turns PEFT's keys and tells the shape that the original format does not write down. Where it
+    has no weights to compare with those that the prefix was made for, `check_weights` is to be false.
     Raises CheckpointError when the directory holds no prefix, a broken one, one that was made for another base, or one
     that is not `num_virtual_tokens` long.
     """
     saved = _read(model, path)
     _check_shape(model, saved, path, num_virtual_tokens)
-    _check_weights(model, saved, path)
+    if check_weights:
+        _check_weights(model, saved, path)
     tokens, tensors = saved.config.num_virtual_tokens, len(saved.tensors)
     logger.info("%s: %d tensors applied, a prefix of %d virtual tokens", path, tensors, tokens)
     return saved
@@ -116,7 +121,9 @@ def write_original(encoder: PrefixEncoder, directory: Path) -> None:
     """Write what the original ChatGLM2 P-Tuning v2 scripts load as `ptuning_checkpoint`."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {_ORIGINAL_PREFIX + k: v.detach().cpu().clone() for k, v in encoder.state_dict().items()}
-    torch.save(tensors, directory / ORIGINAL_FILE)
+    content = io.BytesIO()  # torch's own writer does not say that a disk is full
+    torch.save(tensors, content)
+    (directory / ORIGINAL_FILE).write_bytes(content.getbuffer())
     shape = {"pre_seq_len": encoder.config.num_virtual_tokens, "prefix_projection": encoder.config.prefix_projection}
     (directory / "config.json").write_text(json.dumps({"model_type": "chatglm", **shape}, indent=2) + "\n")
 

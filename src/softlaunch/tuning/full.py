@@ -5,7 +5,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from softlaunch.errors import ArgumentError
-from softlaunch.messages import say
 
 
 def train_all(model: PreTrainedModel) -> PreTrainedModel:
@@ -49,8 +48,6 @@ def _in_float32(model: PreTrainedModel) -> PreTrainedModel:
 def _check_not_quantized(model: PreTrainedModel) -> None:
     if getattr(model, "quantization_method", None) is not None:
         raise ArgumentError(
-            say(
-                "quantized weights cannot be trained: leave quantization_bit out, or train an adapter instead "
-                "(recipes/lora_chatglm.py)"
-            )
+            "quantized weights cannot be trained: leave quantization_bit out, or train an adapter instead "
+            "(recipes/lora_chatglm.py)"
         )

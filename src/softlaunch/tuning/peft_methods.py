@@ -13,7 +13,6 @@ from peft import IA3Config, LoraConfig, PromptEncoderConfig, PromptTuningConfig
 from transformers import PreTrainedModel
 
 from softlaunch.errors import ArgumentError
-from softlaunch.messages import say
 from softlaunch.tuning.adapter_model import AdapterModel
 from softlaunch.tuning.soft_prompt import SoftPromptModel, set_prompt
 from softlaunch.tuning.split import gathered
@@ -43,7 +42,7 @@ def add_lora(
         raise ArgumentError("lora_r is {r}; it must be at least 1, 8 as a rule", r=r)
     if dora and getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu":
         raise ArgumentError(
-            say("use_dora fails on an 8-bit base on the CPU, by a fault of PEFT's: take quantization_bit 4 or LoRA")
+            "use_dora fails on an 8-bit base on the CPU, by a fault of PEFT's: take quantization_bit 4 or LoRA"
         )
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -108,7 +107,7 @@ def add_prompt_tuning(
     """
     if initialisation == "text":
         if not init_ids:
-            raise ArgumentError(say("prompt_init text needs prompt_init_text: the text to start from"))
+            raise ArgumentError("prompt_init text needs prompt_init_text: the text to start from")
         num_virtual_tokens = num_virtual_tokens or len(init_ids)
         init_ids = [init_ids[i % len(init_ids)] for i in range(num_virtual_tokens)]
     config = PromptTuningConfig(
@@ -155,7 +154,7 @@ def add_p_tuning(
 
 def _length(num_virtual_tokens: int | None) -> int:
     if not num_virtual_tokens or num_virtual_tokens < 1:
-        raise ArgumentError(say("pre_seq_len is not set: give the number of virtual tokens, 8 to 100 as a rule"))
+        raise ArgumentError("pre_seq_len is not set: give the number of virtual tokens, 8 to 100 as a rule")
     return num_virtual_tokens
 
 

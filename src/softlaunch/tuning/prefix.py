@@ -16,6 +16,7 @@ from softlaunch.errors import ArgumentError
 from softlaunch.tuning import formats
 from softlaunch.tuning.adapter_model import AdapterModel
 from softlaunch.tuning.fingerprint import fingerprint
+from softlaunch.tuning.head import PrefixClassifier
 from softlaunch.tuning.prefix_encoder import Initialisation, PrefixConfig, kv_shape, text_states
 from softlaunch.tuning.prefix_model import PrefixModel
 
@@ -30,6 +31,7 @@ def add_prefix(
     init_ids: Sequence[int] | None = None,
     projection: bool = False,
     dropout: float = 0.1,
+    head: Sequence[str] = (),
     adapter_name: str = "default",
 ) -> PrefixModel:
     """Freeze `model` and put `num_virtual_tokens` learned keys and values in front of every layer's attention.
@@ -38,7 +40,8 @@ def add_prefix(
 
     `initialisation`: `random` is the original's, N(0, 1); `zero` is PEFT's; `text` takes the keys and values that the
     base computes for `init_ids`, repeated or cut to `num_virtual_tokens` (as many as there are, if that is not given).
-    `projection` puts the original's MLP, as wide as the hidden size, between the table and the layers.
+    `projection` puts the original's MLP, as wide as the hidden size, between the table and the layers. `head`: paths of
+    modules of a classifier that train with the prefix and are saved with it.
 
     Raises ArgumentError for a model that cannot take a prefix, and for `text` without ids or with a projection.
     """
@@ -52,7 +55,7 @@ def add_prefix(
     base: Any = model.get_base_model() if isinstance(model, AdapterModel) else model
     layers, kv_heads, head_dim = kv_shape(base.config)
     config = PrefixConfig(
-        task_type="CAUSAL_LM" if base.can_generate() else None,
+        task_type="CAUSAL_LM" if base.can_generate() else "SEQ_CLS" if head else None,
         num_virtual_tokens=num_virtual_tokens,
         num_layers=layers,
         num_kv_heads=kv_heads,
@@ -60,10 +63,11 @@ def add_prefix(
         prefix_projection=projection,
         projection_size=base.config.get_text_config().hidden_size if projection else 0,
         prefix_dropout=dropout,
+        modules_to_save=list(head) or None,
         base_fingerprint=fingerprint(base),
     )
     states = text_states(base, init_ids) if initialisation == "text" and init_ids else None
-    tuned = PrefixModel(model, config, adapter_name)
+    tuned = (PrefixClassifier if head else PrefixModel)(model, config, adapter_name)
     encoder = tuned.encoder(adapter_name)
     if states is not None:
         encoder.set_states(states.to(encoder.embedding.weight.device))

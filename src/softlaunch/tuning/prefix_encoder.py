@@ -29,6 +29,7 @@ class PrefixConfig(PeftConfig):
     prefix_projection: bool = False
     projection_size: int = 0
     prefix_dropout: float = 0.1
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "the head of a classifier"})
     base_fingerprint: list[float] | None = field(default=None, metadata={"help": "of `tuning.fingerprint`"})
 
     def __post_init__(self) -> None:

@@ -29,10 +29,11 @@ def rotate_keys(model: PreTrainedModel, keys: torch.Tensor, positions: int) -> t
             rope_type=rotary.rope_type,
         )
     apply = sys.modules[type(attention_modules(model)[0]).__module__].apply_rotary_pos_emb
-    flat = keys.float().reshape(-1, *keys.shape[-3:])
-    position_ids = torch.full((1, keys.shape[-2]), positions, device=keys.device)
+    device = next(rotary.buffers()).device  # the model may be spread over several, or have no weights at all
+    flat = keys.float().reshape(-1, *keys.shape[-3:]).to(device)
+    position_ids = torch.full((1, keys.shape[-2]), positions, device=device)
     cos, sin = rotary(flat, position_ids)
     # YaRN multiplies the rotated part by a factor on both sides; a turned key must keep its length
     scale = rotary.attention_scaling
     _, turned = apply(flat, flat, cos / scale, sin / scale)
-    return turned.reshape(keys.shape)
+    return turned.reshape(keys.shape).to(keys.device)

@@ -14,7 +14,6 @@ import torch
 from peft import PeftType
 from peft.utils import load_peft_weights
 from safetensors.torch import save_file
-from torch.func import functional_call
 
 from softlaunch.errors import ArgumentError, CheckpointError
 from softlaunch.messages import say
@@ -105,11 +104,11 @@ class SoftPromptModel(AdapterModel):
 
     @torch.no_grad()
     def _encoded(self, name: str, trained: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the encoder computes from these tensors: its own may be split over processes."""
-        here = {k: v.to(self.device) for k, v in trained.items()}
-        tokens = self.prompt_tokens[name].to(self.device)[None]
-        with _float32(self.device):
-            return functional_call(self.prompt_encoder[name], here, (tokens,))[0].cpu().contiguous()
+        """What the encoder computes from these tensors: its own may be split over processes, which this one is not."""
+        with torch.device("meta"):  # draws no random numbers, which would set this process apart from the others
+            encoder = type(self.prompt_encoder[name])(self.peft_config[name])
+        encoder.load_state_dict(trained, assign=True)
+        return encoder(self.prompt_tokens[name][None])[0].contiguous()
 
     def _read(self, directory: Path, adapter_name: str, is_trainable: bool) -> None:
         tensors = load_peft_weights(str(directory), device="cpu")
@@ -119,7 +118,13 @@ class SoftPromptModel(AdapterModel):
         encoder.requires_grad_(not config.inference_mode)
         width, found = self.config.get_text_config().hidden_size, tensors["prompt_embeddings"].shape[1]
         if found != width:
-            raise ValueError(f"its virtual tokens have {found} numbers, the embeddings of the base {width}")
+            raise ValueError(
+                say(
+                    "its virtual tokens have {found} numbers, the embeddings of the base {width}",
+                    found=found,
+                    width=width,
+                )
+            )
         if config.peft_type != PeftType.P_TUNING or config.inference_mode:
             encoder.embedding.load_state_dict({"weight": tensors["prompt_embeddings"].float()})
             return
@@ -136,7 +141,7 @@ class SoftPromptModel(AdapterModel):
 def set_prompt(model: SoftPromptModel, embeddings: torch.Tensor, adapter_name: str = "default") -> None:
     """Make `embeddings` (num_virtual_tokens, hidden_size) the table of a prompt without an encoder."""
     if model.peft_config[adapter_name].peft_type != PeftType.PROMPT_TUNING:
-        raise ArgumentError(say("the virtual tokens of a prompt encoder cannot be set"))
+        raise ArgumentError("the virtual tokens of a prompt encoder cannot be set")
     with torch.no_grad():
         weight = cast(Any, model.prompt_encoder[adapter_name]).embedding.weight
         weight.copy_(embeddings.to(weight.device))

@@ -1,0 +1,163 @@
+"""What lies in adapter directories, from their small files and the headers of the large ones alone: no torch."""
+
+import json
+import os
+import pickletools
+import struct
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from softlaunch.errors import CheckpointError
+from softlaunch.messages import say
+from softlaunch.run_directory import CONFIG_FILE, ORIGINAL_FILE, read_json, read_record
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+BASE_FILE = "softlaunch.json"  # the fingerprint of the base, where PEFT's config has no place for it
+SCORES = ("rouge-l", "bleu-4", "loss")
+
+_MAX_DEPTH = 5
+_NAMES = {
+    "P_TUNING_V2": "P-Tuning v2",
+    "PREFIX_TUNING": "PEFT prefix tuning",
+    "LORA": "LoRA",
+    "IA3": "IA3",
+    "PROMPT_TUNING": "prompt tuning",
+    "P_TUNING": "P-tuning v1",
+}
+_STORAGE_BYTES = {"FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2}
+
+
+@dataclass
+class AdapterFiles:
+    """One adapter directory; None for what could not be told. `damage` says what is wrong with it.
+
+    `scores`: those of its run's test rows (`loss` of the validation rows); of a checkpoint, those of the evaluation at
+    its step.
+    """
+
+    path: Path
+    method: str | None = None
+    base: str | None = None
+    num_parameters: int | None = None
+    num_bytes: int | None = None
+    steps: int | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    damage: str | None = None
+
+
+def find_adapters(directory: Path) -> Iterator[AdapterFiles]:
+    """The adapters in `directory` and up to five levels below, by path; hidden directories are left out.
+
+    Raises CheckpointError when there is no such directory.
+    """
+    if not directory.is_dir():
+        raise CheckpointError("{path}: no such directory", path=directory)
+    for root, folders, files in os.walk(directory):
+        path = Path(root)
+        deep = len(path.relative_to(directory).parts) >= _MAX_DEPTH
+        folders[:] = [] if deep else sorted(name for name in folders if not name.startswith("."))
+        if CONFIG_FILE in files or WEIGHTS_FILE in files:
+            yield look_at(path)
+        elif ORIGINAL_FILE in files and (numbers := _original(path / ORIGINAL_FILE)):
+            yield AdapterFiles(path, say("P-Tuning v2 (original)"), None, *numbers)
+
+
+def look_at(path: Path) -> AdapterFiles:
+    """What the adapter directory `path` holds."""
+    found = AdapterFiles(path)
+    try:
+        config, record = read_json(path / CONFIG_FILE), read_record(path).get("arguments", {})
+        found.method = _method(config, record.get("model", {}).get("quantization_bit"))
+        found.base = config.get("base_model_name_or_path") or record.get("model", {}).get("model_name_or_path")
+        found.steps, found.scores = _results(path)
+        found.num_parameters = _num_parameters(path / WEIGHTS_FILE)
+        files = (path / name for name in (CONFIG_FILE, WEIGHTS_FILE, BASE_FILE))
+        found.num_bytes = sum(file.stat().st_size for file in files if file.is_file())
+    except CheckpointError as error:
+        found.damage = str(error)
+    return found
+
+
+def _method(config: dict[str, Any], quantization_bit: int | None) -> str:
+    kind = str(config.get("peft_type"))
+    name = "DoRA" if config.get("use_dora") else _NAMES.get(kind, kind)
+    details = []
+    if kind == "LORA":
+        details.append(f"r {config.get('r')}")
+    if "num_virtual_tokens" in config:
+        details.append(say("{number} tokens", number=config["num_virtual_tokens"]))
+    if config.get("prefix_projection"):
+        details.append(say("projection"))
+    if quantization_bit is not None:
+        details.append(say("{bits}-bit base", bits=quantization_bit))
+    return ", ".join([name, *details])
+
+
+def _num_parameters(file: Path) -> int:
+    """From the header of a safetensors file. Raises CheckpointError when it is missing, cut off or of another kind."""
+    if not file.is_file():
+        raise CheckpointError("{file} is missing", file=file.name)
+    try:
+        with file.open("rb") as content:
+            (length,) = struct.unpack("<Q", content.read(8))
+            if length > file.stat().st_size:
+                raise ValueError
+            tensors = {k: v for k, v in json.loads(content.read(length)).items() if k != "__metadata__"}
+        end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+        if file.stat().st_size != 8 + length + end:
+            raise ValueError
+        return sum(prod(tensor["shape"]) for tensor in tensors.values())
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise CheckpointError("{file} is cut off or damaged", file=file.name) from error
+
+
+def _original(file: Path) -> tuple[int | None, int] | None:
+    """(parameters, bytes) of the prefix that the original scripts saved; None for a file of another kind."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+            words = {argument for _, argument, _ in pickletools.genops(archive.read(pickled))}
+            num_bytes = sum(entry.file_size for entry in archive.infolist() if "/data/" in entry.filename)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return None
+    texts = {word for word in words if isinstance(word, str)}
+    if not any("prefix_encoder" in text for text in texts):
+        return None
+    sizes = {size for name, size in _STORAGE_BYTES.items() if f"torch {name}" in texts}
+    return num_bytes // sizes.pop() if len(sizes) == 1 else None, file.stat().st_size
+
+
+def _results(path: Path) -> tuple[int | None, dict[str, float]]:
+    state = path / "trainer_state.json"
+    if state.is_file():  # a checkpoint
+        content = read_json(state)
+        steps = content.get("global_step")
+        logged = [entry for entry in content.get("log_history", []) if entry.get("step") == steps]
+        values = {key: value for entry in logged for key, value in entry.items()}
+        return steps, _scores({name: values.get(f"eval_{name}") for name in SCORES})
+    run = path.parent
+    if not (run / "record.json").is_file():
+        return None, {}
+    results = {
+        name: read_json(run / name) for name in ("predict_results.json", "eval_results.json") if (run / name).is_file()
+    }
+    predicted, evaluated = results.get("predict_results.json", {}), results.get("eval_results.json", {})
+    found = {name: predicted.get(f"predict_{name}") for name in SCORES}
+    return _last_step(run / "metrics.jsonl"), _scores({**found, "loss": evaluated.get("eval_loss")})
+
+
+def _scores(found: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _last_step(metrics: Path) -> int | None:
+    if not metrics.is_file():
+        return None
+    try:
+        return max(json.loads(line).get("step", 0) for line in metrics.read_text(encoding="utf-8").splitlines() if line)
+    except (ValueError, TypeError):  # a run that was killed while it wrote
+        return None

@@ -1,0 +1,90 @@
+"""Where the rows of a classification run come from: files, and the splits of a `datasets` directory or hub name."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+
+from softlaunch.arguments import Arguments
+from softlaunch.data.labelled import LabelledRow
+from softlaunch.data.sources import place
+from softlaunch.errors import DataError
+
+_HUB_NAME = re.compile(r"[\w-]+/[\w-]+")  # without a dot, which a misspelt file has as a rule
+_OTHER_NAMES = {"validation": ("validation", "valid", "dev"), "test": ("test",), "train": ("train",)}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file or directory, or one `split` of a dataset, which is then given whole."""
+
+    path: Path
+    split: datasets.Dataset | None = None
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def place(self, row: LabelledRow) -> str:
+        """`file:line` of a row."""
+        return place(self.path, row.number)
+
+    def class_names(self, column: str) -> list[str] | None:
+        """The names of the classes, if the dataset itself knows them."""
+        saved = (self.path / "state.json").is_file()
+        features = datasets.load_from_disk(str(self.path)).features if saved else getattr(self.split, "features", {})
+        kind = features.get(column)
+        return kind.names if isinstance(kind, datasets.ClassLabel) else None
+
+
+def find_sources(arguments: Arguments) -> dict[str, Source]:
+    """The source of every step (train, validation, test) that the run takes and that has one.
+
+    A dataset with splits, given as train_file, serves all steps for which no file is given. Without validation rows
+    anywhere there is no source for them: they are held out of the training rows, which are then read for it too.
+
+    Raises DataError when a hub name cannot be loaded, or when there are no test rows.
+    """
+    data, training = arguments.data, arguments.training
+    splits = _splits(data.train_file) if data.train_file else {}
+    sources = {}
+    if training.do_eval and data.validation_file:
+        sources["validation"] = Source(Path(data.validation_file))
+    elif training.do_eval and "validation" in splits:
+        sources["validation"] = splits["validation"]
+    if training.do_predict and data.test_file:
+        sources["test"] = Source(Path(data.test_file))
+    elif training.do_predict:
+        if "test" not in splits:
+            raise DataError("do_predict needs test_file: {path} has no test split", path=data.train_file)
+        sources["test"] = splits["test"]
+    if data.train_file and (training.do_train or (training.do_eval and "validation" not in sources)):
+        if splits and "train" not in splits:
+            raise DataError(
+                "{path} has no train split; its splits are: {names}", path=data.train_file, names=", ".join(splits)
+            )
+        sources = {"train": splits.get("train", Source(Path(data.train_file))), **sources}
+    return sources
+
+
+def _splits(name: str) -> dict[str, Source]:
+    """The splits of what `DatasetDict.save_to_disk` wrote or of a dataset on the hub; {} for anything else."""
+    path = Path(name)
+    if (path / "dataset_dict.json").is_file():
+        return _by_step({folder.name: Source(folder) for folder in path.iterdir() if folder.is_dir()})
+    if path.exists() or not _HUB_NAME.fullmatch(name):
+        return {}
+    try:
+        loaded = datasets.load_dataset(name)
+    except Exception as error:  # whatever datasets, the hub's client and the network raise
+        raise DataError(
+            "{name}: no such file or directory, and no dataset of this name can be loaded from the hub: {error}",
+            name=name,
+            error=error,
+        ) from error
+    return _by_step({split: Source(Path(f"{name}/{split}"), rows) for split, rows in loaded.items()})
+
+
+def _by_step(splits: dict[str, Source]) -> dict[str, Source]:
+    found = {step: [splits[n] for n in names if n in splits] for step, names in _OTHER_NAMES.items()}
+    return {step: sources[0] for step, sources in found.items() if sources}

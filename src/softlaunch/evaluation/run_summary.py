@@ -1,0 +1,157 @@
+"""What a run has left in its directory, as the few figures by which runs are compared. Reads files alone."""
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softlaunch.errors import CheckpointError
+
+# Scores by which runs are compared, in the order of a table's columns
+SCORES = (
+    *("accuracy", "f1_macro", "f1_weighted", "precision_macro", "recall_macro"),
+    *("rouge-1", "rouge-2", "rouge-l", "bleu-4", "loss"),
+)
+_RESULTS = {"predict": "predict_results.json", "eval": "eval_results.json"}
+_TRAINED = ("adapter", "model")  # what a run has trained: an adapter, or the whole model
+
+Curve = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """`counts[i][j]`: rows of class `names[i]` that were taken for `names[j]`."""
+
+    names: list[str]
+    counts: list[list[int]]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run. What its files do not tell is None, an empty curve or an absent score.
+
+    `scores` are those of the test rows (`split` "predict"), or of the validation rows where there are no test results
+    ("eval"); `scored_file` is where these rows came from. `saved_bytes` is the size of the weights in `adapter/` or
+    `model/`. Curves are (step, loss) in the order of the steps.
+    """
+
+    name: str
+    method: str | None
+    split: str | None
+    scored_file: str | None
+    scores: dict[str, float]
+    trainable: int | None
+    parameters: int | None
+    train_s: float | None
+    peak_memory_gib: float | None
+    saved_bytes: int | None
+    train_curve: Curve
+    validation_curve: Curve
+    confusion: Confusion | None
+
+
+def read_runs(directories: Iterable[Path]) -> list[RunSummary]:
+    """The summary of every run, named by as much of its path's end as tells it from the others.
+
+    Raises CheckpointError for a directory in which no run has left results.
+    """
+    paths = list(directories)
+    return [_read_run(path, name) for path, name in zip(paths, _short_names(paths), strict=True)]
+
+
+def _read_run(path: Path, name: str) -> RunSummary:
+    if not path.is_dir():
+        raise CheckpointError("{path}: there is no such directory. Give the output_dir of a run.", path=path)
+    train = _read_json(path / "train_results.json")
+    arguments = _read_json(path / "record.json").get("arguments", {})
+    logged = _read_lines(path / "metrics.jsonl")
+    results = {split: _read_json(path / file) for split, file in _RESULTS.items()}
+    if not (any(results.values()) or train or logged):
+        raise CheckpointError(
+            "{path}: no run has left its results here: train_results.json, eval_results.json, predict_results.json and "
+            "metrics.jsonl are all missing. Give the output_dir of a run.",
+            path=path,
+        )
+    scores = {
+        split: {n: found[f"{split}_{n}"] for n in SCORES if f"{split}_{n}" in found} for split, found in results.items()
+    }
+    split = next((split for split, found in scores.items() if found), None)  # test rows may bear no labels
+    files = arguments.get("data", {})
+    return RunSummary(
+        name=name,
+        method=_method(path, arguments),
+        split=split,
+        scored_file=files.get("test_file" if split == "predict" else "validation_file"),
+        scores=scores[split] if split else {},
+        trainable=train.get("trainable_parameters"),
+        parameters=train.get("parameters"),
+        train_s=train.get("train_runtime"),
+        peak_memory_gib=train.get("peak_memory_gib"),
+        saved_bytes=_saved_bytes(path),
+        train_curve=_curve(logged, "loss"),
+        validation_curve=_curve(logged, "eval_loss"),
+        confusion=_read_confusion(path / f"{split}_confusion.csv"),
+    )
+
+
+def _method(path: Path, arguments: dict[str, Any]) -> str | None:
+    """The method that the arguments name, else the kind of the adapter that was saved, else that of a whole model."""
+    named = arguments.get("tuning", {}).get("tuning")
+    kind = _read_json(path / "adapter" / "adapter_config.json").get("peft_type")
+    return named or (kind and kind.lower()) or ("full" if (path / "model" / "config.json").is_file() else None)
+
+
+def _short_names(paths: list[Path]) -> list[str]:
+    parts = [path.resolve().parts for path in paths]
+    longest = max(map(len, parts), default=1)
+    for length in range(1, longest + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return names
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError("{file}: this is no valid JSON ({error}).", file=file, error=error) from error
+    if not isinstance(content, dict):
+        raise CheckpointError("{file}: expected is a JSON object.", file=file)
+    return content
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; a last line that a kill cut off is none."""
+    records = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return [record for record in records if isinstance(record, dict)]
+
+
+def _curve(records: list[dict[str, Any]], name: str) -> Curve:
+    """A run that went on from a checkpoint has logged some steps twice: the last record counts."""
+    return sorted({record["step"]: record[name] for record in records if name in record and "step" in record}.items())
+
+
+def _saved_bytes(path: Path) -> int | None:
+    files = [
+        file for part in _TRAINED for pattern in ("*.safetensors", "*.bin") for file in (path / part).glob(pattern)
+    ]
+    return sum(file.stat().st_size for file in files) if files else None
+
+
+def _read_confusion(file: Path) -> Confusion | None:
+    """A header with the classes' names behind one empty cell, then a row per class, its name first."""
+    if not file.is_file():
+        return None
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        header, *rows = csv.reader(lines)
+    return Confusion(header[1:], [[int(count) for count in row[1:]] for row in rows])

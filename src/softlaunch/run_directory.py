@@ -1,0 +1,61 @@
+"""Finding one's way in what a run has left, without importing anything heavy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from softlaunch.errors import CheckpointError
+
+CONFIG_FILE = "adapter_config.json"
+ORIGINAL_FILE = "pytorch_model.bin"
+
+
+def adapter_directory(path: Path) -> Path:
+    """The adapter at `path`: the directory itself, or `adapter/` in the output directory of a run.
+
+    Raises CheckpointError when there is neither.
+    """
+    if not path.is_dir():
+        raise CheckpointError("{path}: no such directory; give a run's output directory, or an adapter's", path=path)
+    for directory in (path, path / "adapter"):
+        if (directory / CONFIG_FILE).is_file() or (directory / ORIGINAL_FILE).is_file():
+            return directory
+    if (path / "model" / "config.json").is_file():
+        raise CheckpointError(
+            "{path}: this run has tuned the whole model, there is no adapter; the model is in {model}",
+            path=path,
+            model=path / "model",
+        )
+    found = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "-"
+    raise CheckpointError(
+        "{path}: no adapter here and none in {path}/adapter; expected is {config}. Found: {found}",
+        path=path,
+        config=CONFIG_FILE,
+        found=found,
+    )
+
+
+def read_record(adapter: Path) -> dict[str, Any]:
+    """The `record.json` of the run that an adapter or a checkpoint belongs to, {} when there is none."""
+    for directory in (adapter, adapter.parent):
+        if (directory / "record.json").is_file():
+            return read_json(directory / "record.json")
+    return {}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in `file`. Raises CheckpointError when it is no valid JSON, or another value."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError("{file}: this is not valid JSON ({error})", file=file, error=error) from error
+    if not isinstance(content, dict):
+        raise CheckpointError("{file}: expected a JSON object", file=file)
+    return content
+
+
+def base_of(adapter: Path) -> str | None:
+    """The base model that an adapter was trained on, as its config or its run's record names it."""
+    config = read_json(adapter / CONFIG_FILE) if (adapter / CONFIG_FILE).is_file() else {}
+    recorded = read_record(adapter).get("arguments", {}).get("model", {}).get("model_name_or_path")
+    return config.get("base_model_name_or_path") or recorded
