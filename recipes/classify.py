@@ -34,7 +34,7 @@ UNUSED = [
 def main() -> None:
     arguments = parse_arguments(classifies=True, defaults=DEFAULTS, unused=UNUSED, description=__doc__)
     method = choose_method(arguments)
-    begin(arguments)
+    arguments = begin(arguments)
 
     # Texts and their classes, before any weights are read
     base, max_length = arguments.model.model_name_or_path, arguments.data.max_source_length

@@ -26,7 +26,7 @@ METHODS = ("full", "freeze")
 def main() -> None:
     arguments = parse_arguments(methods=METHODS, description=__doc__)
     (method,) = chosen_methods(arguments, METHODS)
-    begin(arguments, [method])
+    arguments = begin(arguments, [method])
 
     # The rows come before the model, so that whatever is wrong with them is said at once
     tokenizer = load_base_tokenizer(arguments)

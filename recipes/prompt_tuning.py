@@ -25,7 +25,7 @@ METHODS = ("prompt_tuning", "p_tuning")
 def main() -> None:
     arguments = parse_arguments(methods=METHODS, description=__doc__)
     methods = chosen_methods(arguments, METHODS)
-    begin(arguments, methods)
+    arguments = begin(arguments, methods)
 
     # The rows come before the model, so that whatever is wrong with them is said at once
     tokenizer = load_base_tokenizer(arguments)

@@ -24,7 +24,7 @@ METHODS = ("p_tuning_v2",)
 def main() -> None:
     arguments = parse_arguments(methods=METHODS, description=__doc__)
     methods = chosen_methods(arguments, METHODS)
-    begin(arguments, methods)
+    arguments = begin(arguments, methods)
 
     # The rows come before the model, so that whatever is wrong with them is said at once
     tokenizer = load_base_tokenizer(arguments)

@@ -1,5 +1,6 @@
 """The outermost layer of a program: logging, the exit code, and the end of the process group."""
 
+import errno
 import json
 import logging
 import os
@@ -8,12 +9,15 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
+from softlaunch import lifeline
 from softlaunch.errors import UserError
 from softlaunch.messages import say
 
 USER_ERROR_EXIT_CODE = 2
 _FIRST_PROCESS_SPEAKS_S = 5.0
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -27,11 +31,27 @@ def run(main: Callable[[], None]) -> None:
     _find_deepspeed_config()
     try:
         main()
+        lifeline.farewell()
     except UserError as error:
-        _report(error)
-        sys.exit(USER_ERROR_EXIT_CODE)
+        _end_with(error)
+    except (SystemExit, KeyboardInterrupt):
+        lifeline.farewell()
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
+            reason, file = error.strerror, error.filename
+            _end_with(UserError("{file}: {reason}. Make room and start again", file=file, reason=reason))
+        if lifeline.is_consequence(error):
+            sys.exit(lifeline.EXIT_CODE)
+        raise
     finally:
         _destroy_process_group()
+
+
+def _end_with(error: UserError) -> NoReturn:
+    lifeline.failed()
+    _report(error)
+    sys.exit(USER_ERROR_EXIT_CODE)
 
 
 def _report(error: UserError) -> None:

@@ -18,6 +18,7 @@ import torch
 from softlaunch.arguments import Arguments
 from softlaunch.arguments.redact import redact, redact_argv
 from softlaunch.errors import ArgumentError
+from softlaunch.files import write_text
 
 RECORD_FILE = "record.json"
 
@@ -40,6 +41,7 @@ _PACKAGES = (
     "scikit-learn",
     "matplotlib",
 )
+GROUPS = ("model", "tuning", "data", "classification", "training")
 _GIT_TIMEOUT_S = 10
 _GIB = 1024**3
 
@@ -62,7 +64,7 @@ def write_record(arguments: Arguments, output_dir: str | os.PathLike[str]) -> Pa
     text = json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace_file(path, text)
+        write_text(path, text)
     except OSError as error:
         raise ArgumentError(
             "output_dir {output_dir} cannot be written: {strerror}; name a directory that you may write to",
@@ -82,11 +84,10 @@ def _earlier_starts(path: Path) -> list[str]:
 def collect_record(arguments: Arguments) -> dict[str, Any]:
     """What `write_record` writes: JSON types only, secrets replaced by `<hidden>`."""
     training = arguments.training
-    groups = {name: getattr(arguments, name) for name in ("model", "tuning", "data", "classification", "training")}
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command_line": [sys.argv[0], *redact_argv(arguments.argv)],
-        "arguments": {name: redact(_fields_as_json(group)) for name, group in groups.items()},
+        "arguments": redact(arguments_as_json(arguments)),
         "sources": dict(arguments.sources),
         "warnings": redact(arguments.warnings),
         "versions": {"python": platform.python_version(), **_package_versions()},
@@ -96,6 +97,11 @@ def collect_record(arguments: Arguments) -> dict[str, Any]:
         "device": str(training.device),
         "mixed_precision": training.mixed_precision,
     }
+
+
+def arguments_as_json(arguments: Arguments) -> dict[str, dict[str, Any]]:
+    """The options of all groups with their values as JSON types; it may hold secrets."""
+    return {name: _fields_as_json(getattr(arguments, name)) for name in GROUPS}
 
 
 def _fields_as_json(group: Any) -> dict[str, Any]:
@@ -178,17 +184,3 @@ def _memory_gib() -> float | None:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB, 1)
     except (AttributeError, ValueError, OSError):  # not on every system
         return None
-
-
-def _replace_file(path: Path, text: str) -> None:
-    """Puts a complete file in the place of `path`, or leaves what is there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -111,7 +111,7 @@ def test_a_checkpoint_holds_the_adapter_and_resumes_bit_for_bit(tmp_path):
     checkpoint = tmp_path / "run" / "checkpoint-3"
     assert {p.name for p in checkpoint.iterdir()} == {
         *("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt"),
-        *("rng_state.pth", "trainer_state.json"),
+        *("rng_state.pth", "trainer_state.json", "manifest.json"),
     }
     second = trainer(tmp_path / "run", max_steps=6, per_device_train_batch_size=2)
     second.train(resume_from_checkpoint=str(checkpoint))
@@ -119,14 +119,21 @@ def test_a_checkpoint_holds_the_adapter_and_resumes_bit_for_bit(tmp_path):
     assert losses(second)[-3:] == losses(whole)[-3:]
 
 
-def test_metrics_file_is_appended_and_replaced_on_restart(tmp_path):
+def test_metrics_file_holds_each_step_once(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    for restart, expected in ((False, 5), (False, 10), (True, 5)):
-        trainer(tmp_path, do_train=True, restart=restart).train()
-        records = [json.loads(line) for line in file.read_text().splitlines()]
-        assert len(records) == expected  # four steps and the summary
-        assert [record["step"] for record in records[-5:]] == [1, 2, 3, 4, 4]
-        assert all(record["tokens_per_second"] > 0 for record in records if "loss" in record)
+    steps = lambda: [json.loads(line)["step"] for line in file.read_text().splitlines()]  # noqa: E731
+    trainer(tmp_path, do_train=True, save_strategy="steps", save_steps=2).train()
+    assert steps() == [1, 2, 3, 4, 4]  # and the summary
+    with file.open("a") as cut_off:
+        cut_off.write('{"step": 4, "lo')
+    trainer(tmp_path, do_train=True).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert steps() == [1, 2, 3, 4, 4]
+    run = trainer(tmp_path, do_train=True, restart=True, max_steps=1)
+    run.train()
+    assert steps() == [1, 1]
+    run.evaluate()
+    assert steps() == [1, 1, 1]
+    assert all(json.loads(line)["tokens_per_second"] > 0 for line in file.read_text().splitlines() if '"loss"' in line)
 
 
 def test_speed_counts_real_tokens_and_training_alone(tmp_path):

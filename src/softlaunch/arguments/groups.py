@@ -271,8 +271,9 @@ class Arguments:
     """The resolved arguments of one run.
 
     `sources` maps each option that was given to where (`run.json` or `--flag`), and a learning rate that the method
-    chose to `default of METHOD`; `warnings` are the lines that were
-    logged while parsing; `argv` is the command line after the script's name.
+    chose to `default of METHOD`; `warnings` are the lines that were logged while parsing; `argv` is the command line
+    after the script's name. `run` is what `training.begin` found out: the content of `run.json`, which a later start of
+    the run compares itself with.
     """
 
     model: ModelArguments
@@ -283,3 +284,4 @@ class Arguments:
     sources: Mapping[str, str]
     warnings: tuple[str, ...]
     argv: tuple[str, ...]
+    run: Mapping[str, Any] = field(default_factory=dict)

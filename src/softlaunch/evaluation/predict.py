@@ -21,10 +21,13 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from softlaunch import lifeline, preemption
 from softlaunch.arguments import DataArguments, TrainingArguments
+from softlaunch.collective import wait_for_all
 from softlaunch.data.collate import GenerationCollator
 from softlaunch.data.order import batches_of_process
 from softlaunch.evaluation.whole import whole_weights
+from softlaunch.files import write_text
 from softlaunch.messages import clock, say
 
 logger = logging.getLogger(__name__)
@@ -65,8 +68,8 @@ class GenerationOptions:
         )
 
     def settings(self, model_digest: str, rows: datasets.Dataset) -> str:
-        """Short digest of all that decides about the answers: these options, the model and the prompts."""
-        what = [asdict(self), model_digest, rows["row_id"][:], rows["input_ids"][:]]
+        """Short digest of all that decides about the records: these options, the model and the rows."""
+        what = [asdict(self), model_digest, rows["row_id"][:], rows["input_ids"][:], rows["reference"][:]]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 
@@ -93,7 +96,8 @@ def generate_answers(
 
     `rows`: `input_ids` (the prompt), `reference`, `row_id`. All processes call it and take all that it yields. Where
     the model's weights are split over them and cannot be put together, all of them call `generate` equally often; one
-    that has run out of rows repeats its last batch and drops the answers.
+    that has run out of rows repeats its last batch and drops the answers. A run that is asked to end does so between
+    two batches.
     """
     collate, ids = GenerationCollator(tokenizer.pad_token_id), rows["input_ids"][:]
     references, row_ids = rows["reference"][:], rows["row_id"][:]
@@ -103,6 +107,10 @@ def generate_answers(
     last_log = start
     with _generating(model, options.config(tokenizer)) as synced:
         for number in range(num_rounds if synced else num_batches):
+            if synced:
+                preemption.stop_if_agreed()
+            elif preemption.asked_anywhere():
+                break
             batch = batches[number] if number < num_batches else spare[0]
             inputs = collate([{"input_ids": ids[row]} for row in batch])
             inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
@@ -126,6 +134,7 @@ def generate_answers(
                         left=clock(elapsed_s / num_done * (num_batches - num_done)),
                     )
                 )
+    preemption.stop_if_agreed()
 
 
 @contextmanager
@@ -165,44 +174,37 @@ def predict(
     todo = [index for index, row_id in enumerate(rows["row_id"]) if row_id not in done]
     if done and todo:
         logger.info("%d of %d rows are answered already, going on with the rest", len(done), len(rows))
-    _wait_for_all()  # nobody writes before everybody has read
+    wait_for_all()  # nobody writes before everybody has read
+    lifeline.note(f"answering {len(todo)} rows")
     if todo:
         share: dict[str, Any] = {"process_index": process_index, "num_processes": num_processes}
-        with _part(directory, process_index).open("a+b") as file:
+        with preemption.holding(), _part(directory, process_index).open("a+b") as file:
             _end_last_line(file)
             for record in generate_answers(model, tokenizer, rows.select(todo), options, **share, **kwargs):
                 line = json.dumps({**record, "settings": settings}, ensure_ascii=False) + "\n"
                 file.write(line.encode())
                 file.flush()
-    _wait_for_all()
+    wait_for_all()
     return _merge(directory, settings, len(rows)) if process_index == 0 else []
 
 
 def _merge(directory: Path, settings: str, num_rows: int) -> list[dict[str, Any]]:
     """One `predictions.jsonl` in the order of the rows, with the answers of `settings` alone."""
-    records = sorted(_read(directory, settings), key=lambda record: record["row_id"])
-    found = {record["row_id"] for record in records}
-    assert len(records) == len(found) == num_rows, (
-        f"{len(records)} answers, {len(found)} rows of {num_rows} in {directory}"
-    )
+    # A kill between the two last steps below leaves answers in both places
+    found = {record["row_id"]: record for record in _read(directory, settings)}
+    records = [found[row_id] for row_id in sorted(found)]
+    assert len(records) == num_rows, f"{len(records)} answers to {num_rows} rows in {directory}"
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    whole = directory / f"{PREDICTIONS_FILE}.tmp"
-    whole.write_text("".join(lines), encoding="utf-8")
-    whole.replace(directory / PREDICTIONS_FILE)
+    write_text(directory / PREDICTIONS_FILE, "".join(lines))
     for part in directory.glob("predictions.rank-*.jsonl"):
         part.unlink()
     return records
 
 
-def _wait_for_all() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
 def write_original_format(records: list[dict[str, Any]], file: Path) -> None:
     """`generated_predictions.txt` as the original scripts write it: one JSON object a line, `labels` and `predict`."""
     lines = [json.dumps({key: record[key] for key in ("labels", "predict")}, ensure_ascii=False) for record in records]
-    file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    write_text(file, "".join(line + "\n" for line in lines))
 
 
 def _part(directory: Path, process_index: int) -> Path:

@@ -1,7 +1,6 @@
 """What every Trainer here does: the order of rows, the files of a run, and what a checkpoint holds."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import datasets
@@ -9,22 +8,25 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer_utils import EvalLoopOutput
 
 from softlaunch.arguments import TrainingArguments
 from softlaunch.data.order import LengthGroupedSampler
-from softlaunch.training.callbacks import MetricsFile, ReplaceEarlierRun
+from softlaunch.training.callbacks import MetricsFile
 from softlaunch.training.checkpoint import checkpoint_to_resume, trained_tensors
 from softlaunch.training.guard import Guard
 from softlaunch.training.memory import peak_memory_gib
 from softlaunch.training.progress import Display, Throughput, in_words
+from softlaunch.training.results import write_results
+from softlaunch.training.run_state import finish_run, read_run
+from softlaunch.training.saving import ResumableTrainer
 from softlaunch.tuning import trainable_summary
 
 
-class RunTrainer(Trainer):
+class RunTrainer(ResumableTrainer):
     """Trains on rows with `input_ids` in the directory of a run; what the loss is, its children say.
 
     `save_whole` writes the result of training that is no adapter: it is called on the first process with the directory
@@ -34,9 +36,9 @@ class RunTrainer(Trainer):
     def __init__(self, *, save_whole: Callable[[str, dict[str, torch.Tensor]], None] | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         self.save_whole = save_whole
-        arguments, output_dir = cast(TrainingArguments, self.args), Path(str(self.args.output_dir))
+        arguments = cast(TrainingArguments, self.args)
         begins_anew = arguments.restart and arguments.do_train
-        self.add_callback(MetricsFile(output_dir / "metrics.jsonl", restart=begins_anew))
+        self.add_callback(MetricsFile(self.output_dir / "metrics.jsonl", restart=begins_anew))
         self.guard, self.throughput = Guard(self.args), Throughput()
         self.add_callback(self.guard)
         self.add_callback(self.throughput)
@@ -51,22 +53,20 @@ class RunTrainer(Trainer):
         """
         arguments = cast(TrainingArguments, self.args)
         summary = trainable_summary(cast(nn.Module, self.model))
-        output_dir = Path(str(arguments.output_dir))
-        if arguments.restart:
-            self.add_callback(ReplaceEarlierRun(output_dir))
+        run_id = read_run(self.output_dir).get("id")
         try:
-            result = self.train(resume_from_checkpoint=checkpoint_to_resume(arguments))
+            result = self.train(resume_from_checkpoint=checkpoint_to_resume(arguments, run_id))
         finally:
             self.display.stop()
         if self.save_whole is None:
-            self.save_model(str(output_dir / "adapter"))
+            self.save_result("adapter", self.save_model)
         else:
-            tensors = self._tensors_to_save()
-            if self.args.should_save:
-                self.save_whole(str(output_dir / "model"), tensors)
+            self.save_result("model", self._save_whole_model)
         counts = {"trainable_parameters": summary.trainable, "parameters": summary.total}
         memory = round(peak_memory_gib(), 3)
         self.report("train", {**result.metrics, **self.throughput.totals(), **counts, "peak_memory_gib": memory})
+        if self.is_world_process_zero():
+            finish_run(self.output_dir)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As Trainer's, with the speed since the last record in those of training; all processes call it."""
@@ -78,7 +78,7 @@ class RunTrainer(Trainer):
     def report(self, step: str, metrics: dict[str, Any]) -> None:
         """Print the metrics of one step of the run (train, eval, predict) and write `<step>_results.json`."""
         if self.is_world_process_zero():
-            self.save_metrics(step, metrics)
+            write_results(self.output_dir, step, metrics)
             text = ", ".join(in_words(metrics, f"{step}_"))
             self.display.console.print(f"{step}_results.json: {text}", soft_wrap=True, highlight=False, markup=False)
 
@@ -132,9 +132,16 @@ class RunTrainer(Trainer):
         Trainer would gather the frozen base with it, or copy it, and under DeepSpeed in half precision it would save
         the rounded parameters; here they are the float32 ones that the optimizer steps.
         """
-        self._save(output_dir, self._tensors_to_save())
+        tensors = self._tensors_to_save()
+        with self._noting_write_errors():
+            self._save(output_dir, tensors)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_whole_model(self, directory: str) -> None:
+        tensors = self._tensors_to_save()
+        if self.args.should_save:
+            cast(Callable, self.save_whole)(directory, tensors)
 
     def _tensors_to_save(self) -> dict[str, torch.Tensor]:
         model, in_deepspeed = cast(nn.Module, self.model), self.deepspeed is not None

@@ -1,0 +1,61 @@
+"""Files that are whole or not there: written aside, flushed to the disk, then renamed."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+_BLOCK = 1 << 20
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Put a complete JSON file in the place of `path`, or leave what is there and raise OSError."""
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put a complete file in the place of `path`, or leave what is there and raise OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one when there is no such file, or none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def flush(path: Path) -> None:
+    """Make a file, or a folder's list of names, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_tree(directory: Path) -> None:
+    """`flush` for everything in a folder and the folder itself."""
+    for path in (*directory.rglob("*"), directory):
+        flush(path)
+
+
+def sha256(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file's content, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,52 @@
+"""The recipe in several processes, one of which is hit: `deaths.py WHERE HOW RECIPE_ARGUMENTS…`.
+
+WHERE is `step N` or `prediction`, HOW one of kill, term, raise, none; it happens on rank 1 in the launcher's first try.
+"""
+
+import os
+import runpy
+import signal
+import sys
+import time
+from typing import Any
+
+from softlaunch.evaluation import predict
+from softlaunch.training.trainer import CausalTrainer
+from tests.faults.driver import RECIPE
+
+
+def hit(how: str) -> None:
+    """What happens to the process."""
+    if how == "raise":
+        raise RuntimeError("a defect of rank 1")
+    sys.stdout.write(f"hit at {time.time()}\n")
+    sys.stdout.flush()
+    os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[how])
+
+
+def main(where: str, how: str) -> None:
+    """Run the recipe with the hit built in."""
+    is_target = os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0" and how != "none"
+    training_step, collate = CausalTrainer.training_step, predict.GenerationCollator.__call__
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_target and where == f"step {self.state.global_step}":
+            hit(how)
+        return training_step(self, *args, **kwargs)
+
+    calls = []
+
+    def batch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if is_target and where == "prediction" and len(calls) == 2:
+            hit(how)
+        return collate(self, *args, **kwargs)
+
+    CausalTrainer.training_step, predict.GenerationCollator.__call__ = step, batch
+    runpy.run_path(str(RECIPE), run_name="__main__")
+
+
+if __name__ == "__main__":
+    where, how, *words = sys.argv[1:]
+    sys.argv = [str(RECIPE), *words]
+    main(where, how)
