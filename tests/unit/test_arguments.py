@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import Seq2SeqTrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from softlaunch.arguments import Arguments, DataArguments, TrainingArguments, parse_arguments
 from softlaunch.arguments.old_names import current_options, idle_names, old_names
@@ -401,11 +402,17 @@ def test_secrets_do_not_reach_messages(tmp_path, caplog):
         ({"file_encoding": "utf-99"}, "file_encoding utf-99 is unknown"),
         ({"dataloader_prefetch_factor": 2}, "dataloader_num_workers"),  # a check of transformers' own
         ({"accelerator_config": {"nonsense": 1}}, "nonsense"),
-        ({"deepspeed": "nowhere.json"}, "nowhere.json"),
     ],
 )
 def test_contradictions(tmp_path, values, says):
     assert says in file_error(tmp_path, BASE | values)
+
+
+def test_missing_deepspeed_file(tmp_path):
+    try:
+        assert "nowhere.json" in file_error(tmp_path, BASE | {"deepspeed": "nowhere.json"})
+    finally:
+        unset_hf_deepspeed_config()  # transformers sets it before it reads the file, and loading a model looks at it
 
 
 def test_a_score_is_better_when_greater(tmp_path):

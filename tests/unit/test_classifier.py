@@ -48,9 +48,9 @@ def arguments(directory: Path, method: str, **options: object) -> list[str]:
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
         "load_best_model_at_end": "true",
-        "num_train_epochs": 3,
+        "num_train_epochs": 8,
         "per_device_train_batch_size": 16,
-        "learning_rate": 0.02,
+        "learning_rate": 0.005,
         "max_source_length": 32,
         "disable_tqdm": "true",
         "report_to": "none",
@@ -65,7 +65,7 @@ def runs(tmp_path_factory) -> Path:
     """A run of every method, each in the folder of its name."""
     directory = tmp_path_factory.mktemp("runs")
     write_encoder(directory / "base")
-    write_titles(directory / "train.txt", titles(90))
+    write_titles(directory / "train.txt", titles(180))
     write_titles(directory / "test.txt", titles(30, seed=1))
     for method in METHODS:
         classify(*arguments(directory, method, test_file=directory / "test.txt", do_predict="true"))
@@ -82,7 +82,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_run_leaves_these_files(runs):
     expected = {
-        *("adapter", "record.json", "metrics.jsonl", "predictions.jsonl"),
+        *("adapter", "record.json", "run.json", ".lock", "metrics.jsonl", "predictions.jsonl"),
         *("train_results.json", "eval_results.json", "predict_results.json", "all_results.json"),
         *(
             f"{step}_{name}"
@@ -133,11 +133,7 @@ open("{runs}/found.json", "w").write(json.dumps(found))
 def test_the_methods_learn_the_classes(runs):
     for method in METHODS:
         results = json.loads((runs / method / "all_results.json").read_text())
-        losses = [json.loads(line) for line in (runs / method / "metrics.jsonl").read_text().splitlines()]
-        first, *_, last = [line["eval_loss"] for line in losses if "eval_loss" in line]
-        assert min(first, last) < 1.2, method  # ln 3 = 1.0986 is guessing
-        assert results["train_loss"] < 1.6, method
-    assert json.loads((runs / "lora" / "predict_results.json").read_text())["predict_accuracy"] > 0.5
+        assert results["predict_accuracy"] >= 0.5, method  # 1/3 is guessing
 
 
 def test_the_best_checkpoint_is_what_is_left(runs):
@@ -176,10 +172,12 @@ def test_training_goes_on_from_its_checkpoint(runs, tmp_path):
     for method in ("p_tuning", "head", "p_tuning_v2"):
         longer = arguments(runs, method, output_dir=tmp_path / method, num_train_epochs=2, learning_rate=0.01)
         classify(*longer, "--lr_scheduler_type", "constant")
-        classify(*longer, "--num_train_epochs", "4", "--lr_scheduler_type", "constant")
+        newest = tmp_path / method / "checkpoint-22"
+        going_on = ("--num_train_epochs", "4", "--resume_from_checkpoint", str(newest))
+        classify(*longer, *going_on, "--lr_scheduler_type", "constant")
         at_once = [*longer, "--output_dir", str(tmp_path / f"{method} at once"), "--num_train_epochs", "4"]
         classify(*at_once, "--lr_scheduler_type", "constant")
-        one, other = (weights(tmp_path / name / "checkpoint-24") for name in (method, f"{method} at once"))
+        one, other = (weights(tmp_path / name / "checkpoint-44") for name in (method, f"{method} at once"))
         assert one.keys() == other.keys()
         assert all(one[name].allclose(other[name], atol=1e-6) for name in one), method
 
@@ -196,9 +194,9 @@ def test_a_frozen_encoder_sees_every_row_once(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(BertModel, "forward", counting)
     run = arguments(runs, "head", output_dir=tmp_path / "out", num_train_epochs=5)
     classify(*run)
-    assert sum(seen) == 90 + 4  # 4 rows are looked at by the whole model too, to see whether it agrees
+    assert sum(seen) == 180 + 4  # 4 rows are looked at by the whole model too, to see whether it agrees
     classify(*run, "--restart", "--learning_rate", "0.01")
-    assert sum(seen) == 90 + 4 + 4  # the second run finds all rows in the cache
+    assert sum(seen) == 180 + 4 + 4  # the second run finds all rows in the cache
 
 
 def test_class_weights_are_as_scikit_learn_balances_them():
@@ -285,7 +283,7 @@ def test_options_that_do_not_go_together(runs):
     with pytest.raises(ArgumentError, match="one method at a time"):
         classify(*arguments(runs, "lora", pre_seq_len=4, lora_r=2))
     with pytest.raises(ArgumentError, match="pre_seq_len is not set"):
-        classify(*arguments(runs, "p_tuning_v2", pre_seq_len="null"))
+        classify(*arguments(runs, "p_tuning_v2", pre_seq_len="null", output_dir=runs / "none"))
 
 
 def test_one_call_classifies(runs):

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/*.md")])
 RECIPE_DOCSTRINGS = sorted(ROOT.glob("recipes/*.py"))
 # Stand-ins for what a reader puts in: his files, and numbers in capitals
-READERS_OWN = re.compile(r"my_run|run\.json|^[A-Z_]+$|\$|head-node|\.local$|^\d")
+READERS_OWN = re.compile(r"my_run|run\.json|cluster\.json|job\.yaml|^[A-Z_]+$|\$|head-node|\.local$|^\d")
 
 
 def commands(text: str) -> list[str]:
@@ -53,7 +53,9 @@ def test_command(path, command):
     if words[0] == "softlaunch":
         parser = argparse.ArgumentParser()
         importlib.import_module(f"softlaunch.commands.{COMMANDS[words[1]][0]}").add_arguments(parser)
-        parser.parse_args(words[2:])
+        arguments, overrides = parser.parse_known_args(words[2:])
+        assert not overrides or "overrides" in arguments, overrides
+        assert {word[2:] for word in overrides if word.startswith("--")} <= options(), overrides
     if words[:2] == ["accelerate", "launch"]:
         parsed = launch_command_parser().parse_args([w for w in words[2:] if w not in ("[", "]")])
         assert parsed.training_script.startswith("recipes/")

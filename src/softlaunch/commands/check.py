@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpu-memory-gib", type=float, metavar="GIB", help="of one GPU; what this machine has if unset"
     )
-    parser.add_argument("--port", type=int, default=_DEFAULT_PORT, help=f"where the processes meet ({_DEFAULT_PORT})")
+    parser.add_argument("--port", type=int, default=_DEFAULT_PORT, help="where the processes meet (%(default)s)")
     parser.add_argument("--skip-data", action="store_true", help="do not read and encode the rows")
     parser.set_defaults(overrides=[])
 

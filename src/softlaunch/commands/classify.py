@@ -17,7 +17,9 @@ _QUIT = "q"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("run", metavar="RUN", help="output_dir of a run of recipes/classify.py, or a checkpoint in it")
+    parser.add_argument(
+        "directory", metavar="RUN", help="output_dir of a run of recipes/classify.py, or a checkpoint in it"
+    )
     parser.add_argument("--file", help="texts to classify, one on each line; of pairs, with a tab between the texts")
     parser.add_argument("--base", help="where the base model is, if not where it was when the run was trained")
     parser.add_argument("--json", action="store_true", help="print JSON lines with the probability of every class")
@@ -28,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     file = Path(arguments.file) if arguments.file else None
     if file is not None and not file.is_file():  # before the model is loaded
         raise DataError("there is no file {path}", path=file)
-    classify = load_classifier(arguments.run, base=arguments.base)
+    classify = load_classifier(arguments.directory, base=arguments.base)
     if file is None and sys.stdin.isatty():
         _ask(classify)
         return

@@ -43,7 +43,7 @@ def _header(job: Job) -> list[str]:
     return [
         "#!/usr/bin/env bash",
         f"# {quoted(job.run_words)}: {machines.num_nodes} × {what}, {job.strategy.name}.",
-        f"# In the folder that holds the project: mkdir -p {profile.log_dir} && sbatch THIS_FILE",
+        "# In the folder that holds the project: mkdir -p " + profile.log_dir + " && sbatch THIS_FILE",
         *(f"#SBATCH {line}" for line in lines),
         "",
         "set -uo pipefail",

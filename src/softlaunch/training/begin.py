@@ -32,14 +32,14 @@ def begin(arguments: Arguments, methods: Collection[str] | None = None) -> Argum
     ArgumentError when `output_dir` cannot be written or options do not suit the base, CheckpointError when base or
     adapter cannot be loaded, or when `output_dir` holds a run with other arguments, rows or base.
     """
-    check_launch(arguments)
     training = arguments.training
-    prepare_processes(training)
     output_dir = Path(str(training.output_dir))
+    _check_writable(output_dir)
+    check_launch(arguments)
+    prepare_processes(training)
     preemption.listen(output_dir, is_first=training.process_index == 0)
     if several():
         lifeline.connect(training.process_index, training.world_size, broadcast_from_first)
-    _check_writable(output_dir)
     check_base(arguments, answers=methods is not None)
     left_to_do = find_run(arguments)
     if methods is not None:

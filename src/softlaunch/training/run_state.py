@@ -82,9 +82,11 @@ def _find(arguments: Arguments) -> tuple[dict[str, Any], bool]:
     if not finished and not going_on:
         return _new_run(now, earlier=run.get("earlier", [])), begun
     newest = read_manifest(going_on[-1]) if going_on else {}
-    _compare(output_dir, run or newest.get("run") or {}, now, arguments)
+    changed = _compare(output_dir, run or newest.get("run") or {}, now, arguments)
     if not run:  # a checkpoint that was copied here
         run = _new_run(now, run_id=newest.get("run_id"))
+    if changed:  # more epochs, say
+        return {**run, **now, "finished": False}, begun
     if finished:
         logger.info(say("the training in {output_dir} is finished; set restart to train anew", output_dir=output_dir))
     return {**run, "finished": finished}, begun
@@ -95,7 +97,8 @@ def _new_run(now: dict[str, Any], *, earlier: Any = (), run_id: Any = None) -> d
     return {"id": run_id, "job": _job(), "finished": False, "earlier": [str(name) for name in earlier], **now}
 
 
-def _compare(output_dir: Path, earlier: dict[str, Any], now: dict[str, Any], arguments: Arguments) -> None:
+def _compare(output_dir: Path, earlier: dict[str, Any], now: dict[str, Any], arguments: Arguments) -> list[str]:
+    """What is not as it was: allowed to a run that names the checkpoint to go on from, CheckpointError otherwise."""
     changed = differences(earlier, now)
     asked = str(arguments.training.resume_from_checkpoint or "true").lower() != "true"
     if changed and asked:
@@ -103,10 +106,12 @@ def _compare(output_dir: Path, earlier: dict[str, Any], now: dict[str, Any], arg
     elif changed:
         raise CheckpointError(
             "{output_dir} holds a run that is not this one:\n{changed}\nPut this back to go on with it, set restart to "
-            "begin anew, or name another output_dir",
+            "begin anew, or name another output_dir. (To go on with what changed, name a checkpoint in "
+            "resume_from_checkpoint.)",
             output_dir=output_dir,
             changed="\n".join(changed),
         )
+    return changed
 
 
 def _job() -> str | None:

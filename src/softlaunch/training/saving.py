@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 from unittest.mock import patch
 
 import torch
@@ -72,9 +72,11 @@ class ResumableTrainer(Trainer):
         return super()._init_training_state(max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)
 
     def _load_callback_state(self) -> None:
-        control: Any = self.state.stateful_callbacks.get("TrainerControl") or {}
+        control: Any = cast(Any, self.state.stateful_callbacks).get("TrainerControl") or {}
         control = control[-1] if isinstance(control, list) else control
-        self._loaded_control = control.get("attributes") or control.get("args") or {}
+        self._loaded_control = dict(control.get("attributes") or control.get("args") or {})
+        if self.state.global_step >= self.state.max_steps:  # it stopped at its last step, and may have more of them now
+            self._loaded_control.pop("should_training_stop", None)
         super()._load_callback_state()
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
