@@ -23,9 +23,10 @@ _IN_USE = "softlaunch generates"
 def whole_weights(model: nn.Module) -> Iterator[bool]:
     """Inside, every process has all weights of `model` if that fits into half of the free memory of each.
 
-    All processes enter and leave it together. Yields whether they still need one another in every forward pass, so
-    that all have to call it equally often (`synced_gpus` of `generate`): when ZeRO-3's weights do not fit, and always
-    under FSDP2.
+    All processes enter and leave it together. Yields whether they need one another in every forward pass, so that all
+    have to call it equally often (`synced_gpus` of `generate`): always where weights are split. Whole ones are not
+    fetched, but DeepSpeed still compares the order of modules between processes at the start of a pass, and one that
+    had answered sooner would wait there for ever.
     """
     split: list[Any] = [p for p in model.parameters() if hasattr(p, "ds_id")]
     if not split:
@@ -44,7 +45,7 @@ def whole_weights(model: nn.Module) -> Iterator[bool]:
         for parameter in split:  # DeepSpeed releases a parameter after a module's forward unless another one uses it
             parameter.ds_active_sub_modules.add(_IN_USE)
         try:
-            yield False
+            yield True
         finally:
             for parameter in split:
                 parameter.ds_active_sub_modules.discard(_IN_USE)
