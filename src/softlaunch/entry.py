@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from softlaunch import lifeline
+from softlaunch import lifeline, restarts
 from softlaunch.errors import UserError
 from softlaunch.messages import say
 
@@ -30,6 +30,7 @@ def run(main: Callable[[], None]) -> None:
     _set_up_logging()
     _find_deepspeed_config()
     try:
+        restarts.meet_anew()
         main()
         lifeline.farewell()
     except UserError as error:

@@ -44,12 +44,17 @@ class Campaign:
         assert all(self.durations.values()), self.durations
 
     def _start(
-        self, directory: Path, kill: Kill | None = None, number: int = signal.SIGKILL, **changes: object
+        self,
+        directory: Path,
+        kill: Kill | None = None,
+        number: int = signal.SIGKILL,
+        act: Callable[[], object] | None = None,
+        **changes: object,
     ) -> Ended:
         # The reference's rows and cache, so that nothing but the fault differs
         files = {f"{name}_file": self.directory / "reference" / f"{name}.json" for name in ("train", "test")}
         files["validation_file"] = files["test_file"]
-        return run(arguments(directory, **{**files, **changes}), directory / "log.txt", kill, number)
+        return run(arguments(directory, **{**files, **changes}), directory / "log.txt", kill, number, act)
 
     def random_kill(self, phase: str) -> Kill:
         """Somewhere within one of the calls of a phase that the undisturbed run made."""
@@ -108,14 +113,17 @@ class Campaign:
         assert "passed over" in ended.output
 
     def full_disk(self) -> None:
-        """No room for a checkpoint: the run goes on, and ends when there is room again."""
+        """It fills while the run is at work, which trains on without checkpoints; with room again it ends."""
         directory = self.case("full disk")
         with small_disk(directory / "run", "size=6m"):
             ballast = directory / "run" / "ballast"
-            ballast.write_bytes(bytes(_free(directory / "run") - 24 * 1024))
-            ended = self._start(directory)
+            ended = self._start(
+                directory,
+                Kill("step", 0, 0.0),
+                act=lambda: ballast.write_bytes(bytes(_free(directory / "run") - 24 * 1024)),
+            )
             assert ended.code == 2, ended.output[-4000:]
-            assert "checkpoint 2 could not be saved" in ended.output
+            assert "checkpoint 2 could not be saved" in ended.output, ended.output[-4000:]
             assert "could not be written" in ended.output
             ballast.unlink()
             ended = self._start(directory)
