@@ -15,10 +15,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+_TITLES = ROOT / "recipes" / "demo_titles"
+TITLES = {
+    **{"model_name_or_path": _TITLES / "base", "text_column": "title", "label_column": "tag", "learning_rate": 0.003},
+    **{f"{step}_file": _TITLES / f"{step}.json" for step in ("train", "validation", "test")},
+    **{"max_train_samples": 16, "max_eval_samples": 6, "max_predict_samples": 6, "max_source_length": 64},
+    **dict.fromkeys(["prompt_column", "response_column", "max_target_length", "val_max_target_length"]),
+}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "P-Tuning v2": ("ptuning_chatglm.py", {"pre_seq_len": 4, "prefix_dropout": 0.2, "prefix_projection": True}),
     "LoRA": ("lora_chatglm.py", {"lora_r": 4, "lora_dropout": 0.2, "learning_rate": 0.01}),
     "full": ("finetune_chatglm.py", {"tuning": "full", "learning_rate": 0.001}),
+    "classes, LoRA": ("classify.py", {**TITLES, "tuning": "lora", "lora_dropout": 0.2, "learning_rate": 0.003}),
+    "classes, head": ("classify.py", {**TITLES, "tuning": "head", "learning_rate": 0.01}),
 }
 STRATEGIES = {"cpu": 1, "ddp": 2, "zero2": 2, "zero3": 2}
 KILLED_AFTER = (1, 5, 8)  # the beginning, within the second epoch, the last step
@@ -49,6 +58,8 @@ def _inside(directory: Path) -> None:
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0:
         write_rows(directory)
+        tags = {json.loads(line)["tag"] for line in (_TITLES / "train.json").read_text(encoding="utf-8").splitlines()}
+        (directory / "classes.txt").write_text("\n".join(sorted(tags)), encoding="utf-8")
     stop_after: list[int] = []
     at_boundary = ResumableTrainer._maybe_log_save_evaluate
 
@@ -66,7 +77,8 @@ def _inside(directory: Path) -> None:
         files = {"train_file": directory / "train.json", "validation_file": directory / "test.json"}
         files["test_file"] = files["validation_file"]
         own = {"pre_seq_len": None, "prefix_dropout": None, "save_steps": 1, "per_device_train_batch_size": batch}
-        words = arguments(out, **files, **{**own, **options})
+        own |= {"class_file": directory / "classes.txt"} if recipe == "classify.py" else {}
+        words = arguments(out, **{**files, **own, **options})
         main = runpy.run_path(str(ROOT / "recipes" / recipe))["main"]
         for stop in (*stops, 0):
             stop_after[:] = [stop]

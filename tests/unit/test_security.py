@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from softlaunch.errors import CheckpointError, UserError
+from softlaunch.data.read import read_rows
+from softlaunch.errors import CheckpointError, DataError, UserError
 from softlaunch.models import load_model, load_tokenizer
 from softlaunch.training.checkpoint import rotate
 from softlaunch.training.manifest import write_manifest
@@ -111,6 +113,17 @@ def test_an_index_names_no_file_elsewhere(name, base):
         load_model(str(base))
 
 
+def test_a_saved_dataset_names_no_file_elsewhere(tmp_path):
+    rows = datasets.Dataset.from_list([{"prompt": "a", "response": "b"}])
+    rows.save_to_disk(tmp_path / "rows")
+    shutil.move(tmp_path / "rows" / "data-00000-of-00001.arrow", tmp_path / "secret.arrow")
+    state = json.loads((tmp_path / "rows" / "state.json").read_text())
+    state["_data_files"] = [{"filename": "../secret.arrow"}]
+    (tmp_path / "rows" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(DataError, match="outside of its directory"):
+        read_rows(tmp_path / "rows", prompt_column="prompt", response_column="response", cache_dir=tmp_path)
+
+
 def test_a_run_file_deletes_nothing_elsewhere(tmp_path):
     """`earlier` names the checkpoints that go when a run begins anew."""
     new = tmp_path / "run" / "checkpoint-1"
@@ -150,7 +163,7 @@ def test_a_run_on_local_files_asks_no_network_and_keeps_secrets_to_itself(tmp_pa
     options |= {"pre_seq_len": 2, "max_steps": 1, "save_steps": 1, "val_max_target_length": 2, "max_target_length": 8}
     options |= {"hub_token": "s3cret-one", "token": "s3cret-two", "report_to": "tensorboard"}
     options |= {"lr_scheduler_type": "cosine_with_min_lr"}
-    options |= {"lr_scheduler_kwargs": '{"min_lr": 0.0}', "run_name": "hf_s3cretthree"}
+    options |= {"lr_scheduler_kwargs": '{"min_lr": 0.0}'}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-c", WITHOUT_NETWORK, str(ROOT / "recipes/ptuning_chatglm.py"), *words]
     env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_HUB", "TRANSFORMERS_"))}

@@ -27,9 +27,8 @@ def tensors_only() -> Iterator[None]:
             yield
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            "a file of the checkpoint holds more than tensors and plain values, and is not read: {reason}. Go on from "
-            "another checkpoint, or begin anew (restart)",
-            reason=str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0],
+            "a file of the checkpoint holds more than tensors and plain values, and is not read. Go on from another "
+            "checkpoint, or begin anew (restart)"
         ) from error
     finally:
         if before is None:

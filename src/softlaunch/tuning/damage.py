@@ -1,5 +1,6 @@
 """Adapter files that anybody may have written, and the errors that reading them may end in."""
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,11 @@ def cannot_be_read(directory: str | Path) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except pickle.UnpicklingError as error:  # torch's own message advises to load it nonetheless
+        raise CheckpointError(
+            "{directory}: a file of the adapter holds more than tensors and plain values, and is not read",
+            directory=directory,
+        ) from error
     except (*_ERRORS, SafetensorError) as error:
         raise CheckpointError(
             "{directory}: the adapter cannot be read: {error}", directory=directory, error=str(error) or repr(error)
