@@ -40,8 +40,8 @@ def run(main: Callable[[], None]) -> None:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
-            reason, file = error.strerror, error.filename
-            _end_with(UserError("{file}: {reason}. Make room and start again", file=file, reason=reason))
+            where = f"{error.filename}: " if error.filename else ""
+            _end_with(UserError("{where}{reason}. Make room and start again", where=where, reason=error.strerror))
         if lifeline.is_consequence(error):
             sys.exit(lifeline.EXIT_CODE)
         raise

@@ -11,6 +11,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,11 @@ class _Killed(BaseException):
     """Ends a run where it stands, as far as a process can do that and live."""
 
 
-def launch(strategy: str, directory: Path) -> dict[str, bool]:
-    """All methods under a strategy in one launch; whether each ended the same."""
+def launch(strategy: str, directory: Path, methods: Sequence[str] = tuple(METHODS)) -> dict[str, bool]:
+    """Methods under a strategy in one launch; whether each ended the same."""
     config = ["--config_file", f"launch/accelerate/{strategy}.yaml", "--num_processes", str(STRATEGIES[strategy])]
     command = ["accelerate", "launch", "--main_process_port", "0", *config, __file__, "--inside", str(directory)]
+    command += ["--methods", *methods]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
     env["HF_DATASETS_CACHE"] = str(directory / "cache")
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900, check=False)
@@ -49,7 +51,7 @@ def launch(strategy: str, directory: Path) -> dict[str, bool]:
     return json.loads(notes.read_text())
 
 
-def _inside(directory: Path) -> None:
+def _inside(directory: Path, methods: Sequence[str]) -> None:
     """In every process of a launch."""
     from softlaunch.collective import wait_for_all
     from softlaunch.training.saving import ResumableTrainer
@@ -90,7 +92,7 @@ def _inside(directory: Path) -> None:
         wait_for_all()
         return out / "run"
 
-    equal = {method: _same(train("whole", method), train("killed", method, *KILLED_AFTER)) for method in METHODS}
+    equal = {method: _same(train("whole", method), train("killed", method, *KILLED_AFTER)) for method in methods}
     if rank == 0:
         (directory / "equal.json").write_text(json.dumps(equal))
 
@@ -135,6 +137,7 @@ def main() -> None:
     """The table of the matrix."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
@@ -144,13 +147,14 @@ def main() -> None:
             import deepspeed
 
             deepspeed.ops.__compatible_ops__ = {}  # an op for shared memory would be compiled first, for a minute
-        run(lambda: _inside(options.inside))
+        run(lambda: _inside(options.inside, options.methods))
         return
-    lines = [f"| | {' | '.join(METHODS)} |", "|---|" + "---|" * len(METHODS)]
+    lines = [f"| | {' | '.join(options.methods)} |", "|---|" + "---|" * len(options.methods)]
     for strategy in options.strategies:
         with tempfile.TemporaryDirectory() as directory:
-            equal = launch(strategy, Path(directory))
-        lines.append(f"| {strategy}, {STRATEGIES[strategy]} | {' | '.join(_word(equal[name]) for name in METHODS)} |")
+            equal = launch(strategy, Path(directory), options.methods)
+        words = [_word(equal[name]) for name in options.methods]
+        lines.append(f"| {strategy}, {STRATEGIES[strategy]} | {' | '.join(words)} |")
         sys.stdout.write(lines[-1] + "\n")
     sys.stdout.write("\n" + "\n".join(lines) + "\n")
 
