@@ -126,7 +126,7 @@ class Campaign:
             )
             assert ended.code == 2, ended.output[-4000:]
             assert "checkpoint 2 could not be saved" in ended.output, ended.output[-4000:]
-            assert "could not be written" in ended.output, ended.output[-4000:]
+            assert "Make room and start" in ended.output, ended.output[-4000:]
             ballast.unlink()
             ended = self._start(directory)
             assert ended.code == 0, ended.output[-4000:]
