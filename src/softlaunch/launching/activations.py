@@ -114,7 +114,7 @@ def layer_bytes(shape: ModelShape, settings: RunSettings, precision: Precision, 
         per_token += s * sum(shape.matrices[name][0 if is_input else 1] for name, is_input in targets)
     if settings.quantization_bit == 8:
         per_token += s * (2 * h + q + f)  # the inputs, which LLM.int8() keeps although its weights are frozen
-    if precision.trains_base:
+    if precision.trains_base or "freeze" in settings.methods:
         per_token += _all_inputs(shape, precision)
     keys = batch.tokens + batch.prefix
     mask = s * batch.tokens * keys if batch.has_mask else 0

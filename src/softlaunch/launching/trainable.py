@@ -1,6 +1,7 @@
 """How many numbers a tuning method trains."""
 
 import contextlib
+import math
 import re
 
 from softlaunch.errors import ArgumentError
@@ -103,7 +104,7 @@ def _saved_layer(shape: ModelShape, name: str) -> int:
     """A layer that trains whole beside an adapter: one in every block, or the input or output of the model."""
     found = _matching(shape, name)
     if found:
-        return shape.num_layers * sum(inputs * outputs for inputs, outputs in map(shape.matrices.get, found))
+        return shape.num_layers * sum(math.prod(shape.matrices[matrix]) for matrix in found)
     if name in ("lm_head", "embed_tokens", "word_embeddings"):
         return shape.vocab_size * shape.hidden_size
     raise UnknownSize(
