@@ -441,6 +441,17 @@ def test_check_of_the_demo(capsys, tmp_path):
     assert "did you mean --learning_rate?" in capsys.readouterr().out
 
 
+def test_check_knows_a_run_that_classifies(tmp_path, capsys):
+    words = ["recipes/args/classify_demo_lora.json", "--gpus-per-node", "0", "--output_dir", str(tmp_path)]
+    command(check_command, [*words, "--max_train_samples", "9"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "rows: train 9, validation 400, test 800, classes 8" in printed
+    assert "no effect" not in printed
+    with pytest.raises(SystemExit):
+        command(check_command, [*words, "--label_column", "tags"])
+    assert 'has no column "tags"' in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_recipe_looks_at_the_cheap_part_itself(tmp_path, monkeypatch):
     from softlaunch.arguments import parse_arguments
     from softlaunch.launching import check

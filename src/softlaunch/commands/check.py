@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from softlaunch.arguments.sources import read_sources
 from softlaunch.commands.plan import add_machine_arguments
 from softlaunch.entry import USER_ERROR_EXIT_CODE
 from softlaunch.errors import UserError
@@ -69,7 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
 def _findings(arguments: argparse.Namespace) -> Iterator[Finding]:
     argv = [arguments.run_file, *arguments.overrides]
     parsed: list[Any] = []
-    yield from _step(say("arguments"), lambda: _check_arguments(argv, parsed))
+    classifies = _classifies(argv)
+    yield from _step(say("arguments"), lambda: _check_arguments(argv, parsed, classifies))
     machines = Machines(arguments.nodes, arguments.gpus_per_node, arguments.gpu_memory_gib or 80.0)
     try:
         settings = read_settings(argv)
@@ -81,12 +83,15 @@ def _findings(arguments: argparse.Namespace) -> Iterator[Finding]:
     if not parsed:
         yield Finding(WARNING, say("base model, rows"), say("not looked at before the arguments are right"))
     else:
-        yield from _step(say("base model"), lambda: _check_base(parsed[0]))
+        yield from _step(say("base model"), lambda: _check_base(parsed[0], classifies))
     if strategy.deepspeed_file is not None:
-        yield from _step(say("DeepSpeed"), lambda: _check_deepspeed(strategy, settings, machines))
-    yield from _step(say("memory"), lambda: _check_plan(settings, strategy, machines, arguments, found_gib))
+        yield from _step(say("DeepSpeed"), lambda: _check_deepspeed(strategy, settings, machines, classifies))
+    if classifies:
+        yield Finding(WARNING, say("memory"), say("not planned: the plan knows decoders, and this is an encoder"))
+    else:
+        yield from _step(say("memory"), lambda: _check_plan(settings, strategy, machines, arguments, found_gib))
     if parsed and not arguments.skip_data:
-        yield from _step(say("rows"), lambda: _check_rows(parsed[0]))
+        yield from _step(say("rows"), lambda: _check_rows(parsed[0], classifies))
     if machines.on_gpu:
         yield check_gpus(machines.gpus_per_node, found_gib)
     if "WORLD_SIZE" not in os.environ:
@@ -102,27 +107,40 @@ def _step(what: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding
         yield Finding(PROBLEM, what, str(error))
 
 
-def _check_arguments(argv: list[str], parsed: list[Any]) -> Iterator[Finding]:
+def _classifies(argv: list[str]) -> bool:
+    """Whether this is a run of recipes/classify.py: an option that only it reads is given."""
+    from softlaunch.arguments import ClassificationArguments
+
+    try:
+        given, _ = read_sources(argv)
+    except UserError:
+        return False  # the check of the arguments says what is wrong
+    return not {option.name for option in given}.isdisjoint(ClassificationArguments.__dataclass_fields__)
+
+
+def _check_arguments(argv: list[str], parsed: list[Any], classifies: bool) -> Iterator[Finding]:
     from softlaunch.arguments import parse_arguments
 
-    found = parse_arguments(argv)
+    found = parse_arguments(argv, classifies=classifies)
     parsed.append(found)
     number = say("{number} options are given", number=len(found.sources))
     yield Finding(FINE, say("arguments"), number)
     yield from (Finding(WARNING, say("arguments"), warning) for warning in found.warnings)
 
 
-def _check_base(parsed: Any) -> Iterator[Finding]:
+def _check_base(parsed: Any, classifies: bool) -> Iterator[Finding]:
     from softlaunch.models import check_base
 
-    check_base(parsed)
+    check_base(parsed, answers=not classifies)
     yield Finding(FINE, say("base model"), say("{path} is complete", path=parsed.model.model_name_or_path))
 
 
-def _check_deepspeed(strategy: Strategy, settings: RunSettings, machines: Machines) -> Iterator[Finding]:
+def _check_deepspeed(
+    strategy: Strategy, settings: RunSettings, machines: Machines, classifies: bool
+) -> Iterator[Finding]:
     assert strategy.deepspeed_file is not None
     check_deepspeed_file(strategy.deepspeed_file, settings, machines.num_processes)
-    hidden_size = read_shape(settings.model_name_or_path).hidden_size
+    hidden_size = None if classifies else read_shape(settings.model_name_or_path).hidden_size
     owned = owned_values(settings, machines.num_processes, hidden_size)
     values = resolved(read_deepspeed_file(strategy.deepspeed_file), owned)
     text = ", ".join(f"{key.removeprefix('zero_optimization.')} {value}" for key, value in values.items())
@@ -145,11 +163,8 @@ def _check_plan(
         yield check_disk(settings.output_dir, plan.workload.disk_bytes)
 
 
-def _check_rows(parsed: Any) -> Iterator[Finding]:
+def _check_rows(parsed: Any, classifies: bool) -> Iterator[Finding]:
     import datasets
-
-    from softlaunch.data.dataset import load_rows
-    from softlaunch.models import load_base_tokenizer
 
     datasets.disable_progress_bars()
     told = _Told()
@@ -158,14 +173,35 @@ def _check_rows(parsed: Any) -> Iterator[Finding]:
     logger.setLevel(logging.WARNING)
     logger.propagate = False
     try:
-        rows = load_rows(parsed, load_base_tokenizer(parsed))
+        counts = _count_classes(parsed) if classifies else _count_rows(parsed)
     finally:
         logger.removeHandler(told)
         logger.propagate = True
-    counts = {"train_file": rows.train, "validation_file": rows.validation, "test_file": rows.test}
-    text = ", ".join(f"{name} {len(found):,}" for name, found in counts.items() if found is not None)
-    yield Finding(FINE, say("rows"), text)
+    yield Finding(FINE, say("rows"), ", ".join(f"{name} {number:,}" for name, number in counts.items()))
     yield from (Finding(WARNING, say("rows"), record.getMessage()) for record in told.records)
+
+
+def _count_rows(parsed: Any) -> dict[str, int]:
+    """The rows of every file, once they are read and encoded."""
+    from softlaunch.data.dataset import load_rows
+    from softlaunch.models import load_base_tokenizer
+
+    rows = load_rows(parsed, load_base_tokenizer(parsed))
+    files = {"train_file": rows.train, "validation_file": rows.validation, "test_file": rows.test}
+    return {name: len(found) for name, found in files.items() if found is not None}
+
+
+def _count_classes(parsed: Any) -> dict[str, int]:
+    """The rows of every step, and the classes."""
+    from softlaunch.data.classification import load_class_rows
+    from softlaunch.models.encoder import load_text_tokenizer
+    from softlaunch.training.classifier_model import trained_classes
+
+    model = parsed.model
+    tokenizer = load_text_tokenizer(model.model_name_or_path, parsed.data.max_source_length, **model.hub)
+    rows = load_class_rows(parsed, tokenizer, trained_classes(parsed))
+    numbers = {step: len(texts.rows) for step, texts in rows.steps.items()}
+    return {**numbers, say("classes"): len(rows.classes)}
 
 
 class _Told(logging.Handler):
