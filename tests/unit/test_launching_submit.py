@@ -2,7 +2,9 @@
 
 import json
 import os
+import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,16 @@ from softlaunch.launching.kubernetes import render_pytorchjob
 from softlaunch.launching.profile import Profile, read_profile
 from softlaunch.launching.settings import RunSettings
 from softlaunch.launching.slurm import render_sbatch
-from softlaunch.launching.status import FINISHED, PREEMPTED, RUNNING, SILENT, STARTING, newest_checkpoint, read_status
+from softlaunch.launching.status import (
+    DEAD,
+    FINISHED,
+    PREEMPTED,
+    RUNNING,
+    SILENT,
+    STARTING,
+    newest_checkpoint,
+    read_status,
+)
 from softlaunch.launching.strategy import Machines
 
 ROOT = Path(__file__).parents[2]
@@ -441,17 +452,6 @@ def test_check_of_the_demo(capsys, tmp_path):
     assert "did you mean --learning_rate?" in capsys.readouterr().out
 
 
-def test_check_knows_a_run_that_classifies(tmp_path, capsys):
-    words = ["recipes/args/classify_demo_lora.json", "--gpus-per-node", "0", "--output_dir", str(tmp_path)]
-    command(check_command, [*words, "--max_train_samples", "9"])
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "rows: train 9, validation 400, test 800, classes 8" in printed
-    assert "no effect" not in printed
-    with pytest.raises(SystemExit):
-        command(check_command, [*words, "--label_column", "tags"])
-    assert 'has no column "tags"' in " ".join(capsys.readouterr().out.split())
-
-
 def test_a_recipe_looks_at_the_cheap_part_itself(tmp_path, monkeypatch):
     from softlaunch.arguments import parse_arguments
     from softlaunch.launching import check
@@ -521,6 +521,31 @@ def test_states(tmp_path):
         read_status(tmp_path / "nowhere")
 
 
+def test_a_run_whose_process_is_gone_is_dead(tmp_path, capsys):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    owner = {"process": gone.pid, "host": platform.node()}
+    run = write_run(tmp_path / "run", records=records(10, 20), **{".lock": json.dumps(owner)})
+    (run / "logs").mkdir()
+    (run / "logs" / "rank-1.log").write_text("step 20 done")
+    assert (read_status(run).state, read_status(run).logs) == (DEAD, ["rank-1.log"])
+    command(status_command, [str(run)])
+    assert "rank-1.log" in capsys.readouterr().out
+    for other in (owner | {"process": os.getpid()}, owner | {"host": "elsewhere"}):
+        (run / ".lock").write_text(json.dumps(other))
+        assert read_status(run).state == RUNNING
+
+
+def test_a_finished_run_that_was_started_again_is_finished(tmp_path):
+    run = write_run(tmp_path / "run", records=records(100), **{"run.json": '{"finished": true}'})
+    assert read_status(run).state == FINISHED
+    record = {"arguments": {"training": {"do_train": False, "do_predict": True}}, "starts": ["a", "b"]}
+    (run / "record.json").write_text(json.dumps(record))
+    assert read_status(run).state == RUNNING
+    (run / "predict_results.json").write_text("{}")
+    assert read_status(run).state == FINISHED
+
+
 def test_newest_checkpoint_is_a_whole_one(tmp_path):
     for step in (5, 10, 20):
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -536,6 +561,12 @@ def test_status_command(tmp_path, capsys):
     command(status_command, [str(run) for run in runs])
     printed = capsys.readouterr().out
     assert printed.count("20/100") == 2
+    command(status_command, [str(runs[0]), str(tmp_path / "nowhere")])
+    shown = capsys.readouterr()
+    assert "20/100" in shown.out
+    assert "no run has begun" in shown.err.replace("\n", " ")
+    with pytest.raises(CheckpointError, match="no run has begun"):
+        command(status_command, [str(tmp_path / "nowhere")])
     file = tmp_path / "run.json"
     file.write_text(json.dumps({"model_name_or_path": "m", "output_dir": str(runs[0])}))
     command(status_command, [str(file), "--json"])

@@ -19,6 +19,7 @@ from softlaunch.data.hub import hub_rows
 from softlaunch.data.json_array import array_values
 from softlaunch.data.text_encoding import encoding_error
 from softlaunch.errors import DataError
+from softlaunch.files import is_inside, read_json_object
 from softlaunch.messages import say
 
 _START_CHARACTERS = 1 << 16  # enough to know the format by, and to hold any argument file
@@ -114,13 +115,13 @@ def _missing(path: Path) -> DataError:
 
 
 def _require_dataset_directory(path: Path) -> None:
-    if (path / "dataset_dict.json").exists():
-        splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
+    splits = read_json_object(path / "dataset_dict.json").get("splits")
+    if isinstance(splits, list) and splits:
         raise DataError(
             "{path} holds several splits: {splits}. Give one, such as {first}.",
             path=path,
-            splits=", ".join(splits),
-            first=path / splits[0],
+            splits=", ".join(map(str, splits)),
+            first=path / str(splits[0]),
         )
     if not (path / "state.json").exists():
         raise DataError(
@@ -128,6 +129,10 @@ def _require_dataset_directory(path: Path) -> None:
             path=path,
             allowed=_allowed(),
         )
+    parts = read_json_object(path / "state.json").get("_data_files")
+    names = [part.get("filename") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    if not all(isinstance(name, str) and is_inside(name) for name in names):
+        raise DataError("{path}: state.json names files outside of its directory; do not use this data", path=path)
 
 
 def _is_parquet(path: Path) -> bool:
@@ -283,7 +288,11 @@ def _parquet(path: Path) -> Iterator[Record]:
 def _dataset_directory(path: Path) -> Iterator[Record]:
     from datasets import load_from_disk
 
-    yield from enumerate(load_from_disk(str(path)))
+    try:
+        rows = load_from_disk(str(path))
+    except Exception as error:  # whatever datasets and Arrow raise over files that are not what they seem
+        raise DataError("{path} cannot be read as a saved dataset: {error}", path=path, error=error) from error
+    yield from enumerate(rows)
 
 
 def _hub_dataset(path: Path) -> Iterator[Record]:

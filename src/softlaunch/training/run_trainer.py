@@ -90,9 +90,15 @@ class RunTrainer(ResumableTrainer):
     def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler:
         train_dataset = train_dataset or self.train_dataset
         rows_per_update = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroupedSampler(
+        self._order = LengthGroupedSampler(
             self.row_lengths(train_dataset), rows_per_update, self.args.data_seed or self.args.seed
         )
+        return self._order
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Where the first batches of an epoch are skipped, Accelerate does not tell the sampler which epoch it is
+        self._order.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset: datasets.Dataset) -> Any:
         lengths = self.row_lengths(eval_dataset)
