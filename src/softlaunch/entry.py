@@ -107,6 +107,7 @@ def _is_first_process() -> bool:
 def _set_up_logging() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[_ToStderr()])
     logging.getLogger("softlaunch").setLevel(logging.INFO)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for an optional kernel, quantized base or not
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes are forked after the first use
     if not _is_first_process():
@@ -131,6 +132,8 @@ def _be_quiet() -> None:
 
 def _show_no_bars() -> None:
     """The libraries' progress bars are for terminals; a log file would hold every state of them."""
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):  # read when imported
+        os.environ.setdefault(name, "1")
     for name in ("datasets", "transformers"):
         library = sys.modules.get(f"{name}.utils.logging")
         if library is not None:

@@ -1,8 +1,8 @@
 """Data files as streams of records, whatever their format; nothing here holds a whole file in memory.
 
-A record is `(number, fields)`: the line on which the row begins, counted from 1 (for Parquet files and `datasets`
-directories, which have no lines, the row, counted from 0), and either a dict of its fields or a `BadRow` where the
-format itself is broken.
+A record is `(number, fields)`: the line on which the row begins, counted from 1 (for Parquet files, `datasets`
+directories and hub names, which have no lines, the row, counted from 0), and either a dict of its fields or a `BadRow`
+where the format itself is broken.
 """
 
 import csv
@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from softlaunch.data.hub import hub_rows
 from softlaunch.data.json_array import array_values
 from softlaunch.data.text_encoding import encoding_error
 from softlaunch.errors import DataError
@@ -55,16 +56,18 @@ def require_source(path: Path) -> None:
     """Stops if there is nothing to read at `path`.
 
     Raises:
-        DataError: no such file, or a directory that is no saved dataset.
+        DataError: no such file, a directory that is no saved dataset, or no such dataset on the hub.
     """
     if path.is_dir():
         _require_dataset_directory(path)
-    elif not path.exists():
+    elif not path.exists() and hub_rows(path) is None:
         raise _missing(path)
 
 
 def records(path: Path, codec: str) -> Iterator[Record]:
-    """Streams the records of a file or of a `datasets` directory; its content, then its suffix, tell the format.
+    """Streams the records of a file, a `datasets` directory or a hub name (see `hub`).
+
+    A file's content, then its suffix, tell the format.
 
     Raises:
         DataError: empty, of no known format, wrongly encoded, or broken beyond a single row.
@@ -95,7 +98,8 @@ def refuse_argument_file(path: Path, fields: dict[str, Any]) -> None:
 
 def _allowed() -> str:
     return say(
-        "Allowed: JSON lines, one JSON array, CSV (.csv), TSV (.tsv), Parquet, a directory that save_to_disk wrote."
+        "Allowed: JSON lines, one JSON array, CSV (.csv), TSV (.tsv), Parquet, a directory that save_to_disk wrote, a "
+        "dataset's name on the hub."
     )
 
 
@@ -139,6 +143,8 @@ def _is_parquet(path: Path) -> bool:
 def _reader(path: Path, codec: str) -> Callable[[Path], Iterator[Record]]:
     if path.is_dir():
         return _dataset_directory
+    if not path.exists():
+        return _hub_dataset
     if _is_parquet(path):
         return _parquet
     _refuse_binary(path)
@@ -287,3 +293,7 @@ def _dataset_directory(path: Path) -> Iterator[Record]:
     except Exception as error:  # whatever datasets and Arrow raise over files that are not what they seem
         raise DataError("{path} cannot be read as a saved dataset: {error}", path=path, error=error) from error
     yield from enumerate(rows)
+
+
+def _hub_dataset(path: Path) -> Iterator[Record]:
+    yield from enumerate(hub_rows(path) or ())

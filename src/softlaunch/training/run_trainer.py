@@ -72,7 +72,8 @@ class RunTrainer(ResumableTrainer):
         """As Trainer's, with the speed since the last record in those of training; all processes call it."""
         if "loss" in logs:
             tokens, seconds = self.accelerator.reduce(self.throughput.take(self.args.device), reduction="sum").tolist()
-            logs["tokens_per_second"] = round(self.throughput.add(tokens, seconds / self.args.world_size), 1)
+            speed = self.throughput.add(tokens, seconds / self.args.world_size)
+            logs |= {"tokens_per_second": round(speed, 1)} if tokens else {}
         super().log(logs, start_time)
 
     def report(self, step: str, metrics: dict[str, Any]) -> None:
