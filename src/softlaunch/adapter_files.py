@@ -1,4 +1,6 @@
-"""What lies in adapter directories, from their small files and the headers of the large ones alone: no torch."""
+"""What lies in directories of adapters and tuned models, from their small files and the headers of the large ones: no
+torch.
+"""
 
 import json
 import os
@@ -17,6 +19,7 @@ from softlaunch.run_directory import CONFIG_FILE, ORIGINAL_FILE, read_json, read
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 BASE_FILE = "softlaunch.json"  # the fingerprint of the base, where PEFT's config has no place for it
+MERGE_FILE = "merge.json"  # left beside a model by `softlaunch merge`
 SCORES = ("rouge-l", "bleu-4", "loss")
 
 _MAX_DEPTH = 5
@@ -33,7 +36,7 @@ _STORAGE_BYTES = {"FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2}
 
 @dataclass
 class AdapterFiles:
-    """One adapter directory; None for what could not be told. `damage` says what is wrong with it.
+    """One directory with an adapter or a tuned model; None for what could not be told. `damage` says what is wrong.
 
     `scores`: those of its run's test rows (`loss` of the validation rows); of a checkpoint, those of the evaluation at
     its step.
@@ -50,7 +53,8 @@ class AdapterFiles:
 
 
 def find_adapters(directory: Path) -> Iterator[AdapterFiles]:
-    """The adapters in `directory` and up to five levels below, by path; hidden directories are left out.
+    """The adapters in `directory` and up to five levels below, by path; hidden directories are left out. Whole models
+    are among them where a run has tuned them, or an adapter was merged into them.
 
     Raises CheckpointError when there is no such directory.
     """
@@ -62,6 +66,8 @@ def find_adapters(directory: Path) -> Iterator[AdapterFiles]:
         folders[:] = [] if deep else sorted(name for name in folders if not name.startswith("."))
         if CONFIG_FILE in files or WEIGHTS_FILE in files:
             yield look_at(path)
+        elif "config.json" in files and (method := _whole_model(path, files)):
+            yield look_at_model(path, method)
         elif ORIGINAL_FILE in files and (numbers := _original(path / ORIGINAL_FILE)):
             yield AdapterFiles(path, say("P-Tuning v2 (original)"), None, *numbers)
 
@@ -82,6 +88,38 @@ def look_at(path: Path) -> AdapterFiles:
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # values of other types
         found.damage = say("its files are not those of an adapter: {error}", error=error)
     return found
+
+
+def look_at_model(path: Path, method: str) -> AdapterFiles:
+    """What the directory `path` holds, a model in safetensors files that `method` has made."""
+    found = AdapterFiles(path, method)
+    try:
+        merged = read_json(path / MERGE_FILE) if (path / MERGE_FILE).is_file() else {}
+        recorded = read_record(path).get("arguments", {}).get("model", {}).get("model_name_or_path")
+        found.base = merged.get("base") or recorded
+        found.steps, found.scores = _results(path)
+        weights = sorted(path.glob("*.safetensors"))
+        found.num_parameters = sum(map(_num_parameters, weights))
+        found.num_bytes = sum(file.stat().st_size for file in weights)
+    except CheckpointError as error:
+        found.damage = str(error)
+    return found
+
+
+def _whole_model(path: Path, files: list[str]) -> str | None:
+    """How the model in `path` was made; None where no model is, or one that no run has tuned: a base."""
+    if not any(name.endswith(".safetensors") for name in files):
+        return None
+    if MERGE_FILE in files:
+        return say("merged")
+    try:
+        tuning = read_record(path).get("arguments", {}).get("tuning")
+    except CheckpointError:
+        return None
+    if tuning is None:
+        return None
+    layers = tuning.get("freeze_trainable_layers")
+    return say("full fine-tuning") if layers is None else say("last {number} layers", number=layers)
 
 
 def _method(config: dict[str, Any], quantization_bit: int | None) -> str:

@@ -1,4 +1,5 @@
-"""All cases of one strategy in one launch, for starting processes costs more than running them: `cases.py DIRECTORY`.
+"""All cases of one strategy in one launch, for starting processes costs more than running them: `cases.py
+DIRECTORY`, or `cases.py DIRECTORY CASE…` for some.
 
 The directory holds `train.json` and `test.json`; each case leaves a run directory there, and each process
 `rank-N.json`: the lengths of the batches it trained on, and what of the model it held.
@@ -74,7 +75,9 @@ def arguments(directory: Path, case: str, num_processes: int) -> list[str]:
             best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
             options |= training | best
         case "resume":
-            options |= training | {"gradient_checkpointing": True}
+            # named, for `train` is another run to it: one that keeps its best checkpoint
+            named = {"resume_from_checkpoint": directory / case / f"checkpoint-{MIDDLE}"}
+            options |= training | named | {"gradient_checkpointing": True}
         case "predict":
             options |= {"adapter": directory / "train" / "adapter", "compare_with_base": True}
         case "text":
@@ -93,7 +96,7 @@ def run_cases(directory: Path) -> None:
     watched = watch()
     rank, num_processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     shipped = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
-    for case in CASES:
+    for case in sys.argv[2:] or CASES:
         if case == "resume" and rank == 0:
             shutil.copytree(directory / "train" / f"checkpoint-{MIDDLE}", directory / case / f"checkpoint-{MIDDLE}")
         wait_for_all()

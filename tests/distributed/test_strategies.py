@@ -54,11 +54,11 @@ class Launch:
         return read_notes(self.directory)
 
 
-def launch(strategy, num_processes, directory):
+def launch(strategy, num_processes, directory, *cases):
     write_rows(directory)
     flags = ["--config_file", f"launch/accelerate/{strategy}.yaml", "--num_processes", str(num_processes)]
     command = ["accelerate", "launch", "--main_process_port", "0", *flags]
-    output = run_processes([*command, str(HERE / "cases.py"), str(directory)], directory, num_processes)
+    output = run_processes([*command, str(HERE / "cases.py"), str(directory), *cases], directory, num_processes)
     return Launch(strategy, directory, output)
 
 
@@ -181,6 +181,17 @@ def test_full_in_half_precision_has_float32_master_weights(alone, together):
     written = load_file(directory / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
     assert "transformer.encoder.layers.0.self_attention.query_key_value.weight" in written
+
+
+@pytest.mark.slow  # DeepSpeed's Adam for the CPU is compiled at its first use
+@pytest.mark.parametrize("strategy", ["zero2_offload", "zero3_offload"])
+def test_full_fine_tuning_with_offload(strategy, alone, tmp_path):
+    offloaded = launch(strategy, 2, tmp_path, "full")
+    assert offloaded.records("full", "loss") == pytest.approx(alone.records("full", "loss"), **LOSS)
+    assert offloaded.answers("full") == alone.answers("full")
+    ours, theirs = (load_file(run.directory / "full" / "model" / "model.safetensors") for run in (offloaded, alone))
+    for name in theirs.keys() - {name for name in theirs if name.endswith("k_proj.bias")}:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=METHOD_LEARNING_RATE / 10, msg=name)
 
 
 def test_only_the_first_process_speaks_and_nothing_is_left_behind(together):

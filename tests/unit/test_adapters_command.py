@@ -1,4 +1,4 @@
-"""`softlaunch adapters` on runs, checkpoints, bare and damaged adapters."""
+"""`softlaunch adapters` on runs, checkpoints, tuned models, bare and damaged adapters."""
 
 import json
 import os
@@ -52,6 +52,13 @@ def directory(tmp_path_factory) -> Path:
     (root / "damaged" / "nothing" / "adapter_config.json").write_text("{}")
     (root / "damaged" / "config").mkdir()
     (root / "damaged" / "config" / "adapter_config.json").write_text("{")
+    for folder, tuning in (("full", {}), ("freeze", {"freeze_trainable_layers": 2})):
+        random_base("glm").save_pretrained(root / "tuned" / folder / "model")
+        record = {"arguments": {"model": {"model_name_or_path": "base"}, "tuning": tuning}}
+        (root / "tuned" / folder / "record.json").write_text(json.dumps(record))
+    (root / "tuned" / "full" / "predict_results.json").write_text('{"predict_bleu-4": 8.01}')
+    random_base("glm").save_pretrained(root / "tuned" / "merged")
+    (root / "tuned" / "merged" / "merge.json").write_text('{"base": "base", "adapter": "lora"}')
     (root / "model").mkdir()
     torch.save({"lm_head.weight": torch.ones(2)}, root / "model" / "pytorch_model.bin")
     return root
@@ -65,6 +72,7 @@ def test_what_each_directory_holds(directory):
     assert list(found) == [
         *(f"damaged/{name}" for name in ("config", "cut", "garbage", "header", "nothing")),
         *("lora", "original", "outputs/run/adapter", "outputs/run/checkpoint-20", "peft"),
+        *("tuned/freeze/model", "tuned/full/model", "tuned/merged"),
     ]
     # an embedding of 5 × 128 and an MLP 128 → 64 → 128: see PrefixEncoder
     config = Golden.read("chatglm2").meta["config"]
@@ -94,6 +102,13 @@ def test_what_each_directory_holds(directory):
     assert found["peft"]["method"] == "PEFT prefix tuning, 5 tokens"
     assert found["lora"]["method"] == "LoRA, r 2"
     assert found["lora"]["parameters"] == str(3 * 2 * (64 + 64))
+    size = (directory / "tuned" / "full" / "model" / "model.safetensors").stat().st_size
+    full = found["tuned/full/model"]
+    assert (full["method"], full["base"], full["bleu-4"]) == ("full fine-tuning", "base", "8.01")
+    assert full["parameters"] == str(sum(p.numel() for p in random_base("glm").parameters()))
+    assert full["size"] == str(size)
+    assert found["tuned/freeze/model"]["method"] == "last 2 layers"
+    assert (found["tuned/merged"]["method"], found["tuned/merged"]["base"]) == ("merged", "base")
     for name in ("cut", "garbage", "header"):
         assert "damaged: adapter_model.safetensors is cut off or damaged" in found[f"damaged/{name}"]["method"]
     assert "adapter_model.safetensors is missing" in found["damaged/nothing"]["method"]

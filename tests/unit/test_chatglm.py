@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, GlmForCausalLM
 
 from softlaunch.errors import CheckpointError
+from softlaunch.models import load as load_module
 from softlaunch.models import load_model
 from tests.bases import Golden
 
@@ -71,6 +72,27 @@ def test_saved_model_is_in_transformers_layout_and_equal(tmp_path):
     ids = golden.tensors["input_ids"]
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["model_type"] == "glm"
     assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "num_processes", "device_map", "reason"),
+    [(0, 1, None, "no GPUs"), (1, 1, None, "no GPUs"), (4, 4, None, "several processes"), (4, 1, "auto", None)],
+)
+def test_model_parallel_mode(num_gpus, num_processes, device_map, reason, tmp_path, monkeypatch, caplog):
+    """Layers over the GPUs of one process; elsewhere nothing, and it says so."""
+    asked, load = [], load_module.load_released_chatglm
+    monkeypatch.setenv("WORLD_SIZE", str(num_processes))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+
+    def on_the_cpu(*args, device_map=None, **kwargs):
+        asked.append(device_map)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(load_module, "load_released_chatglm", on_the_cpu)
+    load_model(str(Golden.read("chatglm2").write(tmp_path)), model_parallel=True, dtype=torch.float32)
+    assert asked == [device_map]
+    assert ("model_parallel_mode has no effect" in caplog.text) == (reason is not None)
+    assert (reason or "") in caplog.text
 
 
 def test_missing_shard_is_refused(tmp_path):

@@ -244,7 +244,7 @@ def test_adapters_that_cannot_be_converted(tmp_path, softlaunch):
         ("prefix", "softlaunch", "llama", "has the format softlaunch already"),
         ("prefix", "thudm-prefix", "llama", "this prefix is for llama, which they cannot load"),
         ("prefix", "peft", "small", "for another model: expected 2 layers"),
-        ("prefix", "glm", "llama", "is an adapter; glm is a layout of whole models"),
+        ("prefix", "glm", "llama", "is an adapter without layers; glm is a layout of models"),
         ("lora", "thudm-prefix", "llama", "is a LORA adapter"),
         ("lora", "softlaunch", "llama", "in PEFT's own format already"),
         ("prefix", "peft", None, "does not say what its base is"),

@@ -21,9 +21,10 @@ ALLOWED = {
     "lifeline": set(),
     "restarts": set(),
     "arguments": set(),
-    "models": {"arguments"},
+    "layer_names": set(),
+    "models": {"arguments", "layer_names"},
     "data": {"arguments"},
-    "tuning": {"arguments", "run_directory"},
+    "tuning": {"arguments", "layer_names", "run_directory"},
     "training": {
         *{"arguments", "models", "data", "tuning", "record", "launching"},
         *{"collective", "preemption", "lifeline"},

@@ -147,6 +147,23 @@ def test_trainables_are_float32_on_any_base(method, bits, tmp_path):
         assert loss == pytest.approx(loss_and_gradients(whole)[0], rel=0.02)
 
 
+@pytest.mark.parametrize("method", [*METHODS, "full", "freeze"])
+def test_gradients_can_be_unscaled_under_fp16(method, tmp_path):
+    """Where weights that train are float16, the loss scaler of every trainer stops: Attempting to unscale FP16."""
+    whole = {"full": train_all, "freeze": lambda base: train_last_layers(base, 1)}
+    base = load_model(str(write_released(tmp_path, RELEASED_GLM4)), dtype=torch.float16)
+    model = {**METHODS, **whole}[method](base).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    scaler, optimizer = torch.amp.GradScaler("cpu", init_scale=16.0), torch.optim.AdamW(trained, lr=1e-3)
+    with torch.autocast("cpu", torch.float16):
+        loss = model(**batch(ROWS, "right"), labels=batch(ROWS, "right")["input_ids"], use_cache=False).loss
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    assert all(torch.isfinite(p.grad).all() for p in trained)
+    scaler.step(optimizer)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_directory_holds_what_was_trained_and_loads_again(method, tmp_path):
     model = tuned(random_base("glm"), method)

@@ -1,4 +1,4 @@
-"""`softlaunch adapters`: what the adapters in some directories are and how good they are."""
+"""`softlaunch adapters`: what the adapters and tuned models in some directories are and how good they are."""
 
 import argparse
 import sys
@@ -12,9 +12,9 @@ from softlaunch.messages import say
 
 _DESCRIPTION = """\
 Directories are searched five levels deep: output directories of runs, checkpoints, adapters alone, P-Tuning v2
-checkpoints of the original scripts. rouge-l and bleu-4 are those of the run's test rows, loss is that of its
-validation rows; for a checkpoint all three are of the evaluation at its step. Into a pipe go lines with tabs between
-the columns, with whole paths and numbers."""
+checkpoints of the original scripts, whole models that were tuned or merged. rouge-l and bleu-4 are those of the run's
+test rows, loss is that of its validation rows; for a checkpoint all three are of the evaluation at its step. Into a
+pipe go lines with tabs between the columns, with whole paths and numbers."""
 _UNKNOWN = "–"
 _COLUMNS = ("where", "method", "base", "parameters", "size", "steps", *SCORES)
 

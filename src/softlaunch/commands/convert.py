@@ -19,6 +19,7 @@ What IN is, is found out.
 
 a model   glm           transformers' layout of ChatGLM2, ChatGLM3 and GLM-4; vLLM and, for GLM-4, llama.cpp read it too
           chatglm       the layout that they are released in, and that the original code reads
+a LoRA    glm, chatglm  for a base in that layout: query_key_value is q_proj, k_proj and v_proj (IA3 likewise)
 a prefix  peft          PEFT's PREFIX_TUNING
           thudm-prefix  pytorch_model.bin of the original P-Tuning v2 scripts
           softlaunch    what a run leaves in adapter/
@@ -44,7 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Convert `source` into `target`. Raises CheckpointError for what cannot be, or not without loss."""
     require_absent(arguments.target)
-    if arguments.to in _LAYOUTS:
+    is_adapter = not (arguments.source / "config.json").is_file() and _has_adapter(arguments.source)
+    if arguments.to in _LAYOUTS and is_adapter:
+        notes = _convert_layers(arguments.source, arguments.target, arguments.to, arguments.base)
+    elif arguments.to in _LAYOUTS:
         notes = _convert_model(arguments.source, arguments.target, arguments.to, arguments.drop_prefix)
     else:
         notes = _convert_adapter(arguments.source, arguments.target, arguments.to, arguments.base)
@@ -54,14 +58,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _convert_model(source: Path, target: Path, to: Any, drop_prefix: bool) -> list[str]:
-    if not (source / "config.json").is_file() and _has_adapter(source):
-        raise CheckpointError(
-            "{path} is an adapter; {to} is a layout of whole models. Merge a LoRA into its base with softlaunch merge, "
-            "or convert a prefix to one of {formats}",
-            path=source,
-            to=to,
-            formats=", ".join(_FORMATS),
-        )
     from softlaunch.models.convert import plan_conversion
 
     conversion = plan_conversion(source, to, drop_prefix=drop_prefix)
@@ -70,18 +66,48 @@ def _convert_model(source: Path, target: Path, to: Any, drop_prefix: bool) -> li
     return conversion.notes
 
 
+def _convert_layers(source: Path, target: Path, to: Any, base: str | None) -> list[str]:
+    adapter = adapter_directory(source)
+    kind = read_json(adapter / CONFIG_FILE).get("peft_type") if (adapter / CONFIG_FILE).is_file() else None
+    if kind not in ("LORA", "IA3"):
+        raise CheckpointError(
+            "{path} is an adapter without layers; {to} is a layout of models, and of LoRA and IA3 adapters. Convert a "
+            "prefix to one of {formats}",
+            path=source,
+            to=to,
+            formats=", ".join(_FORMATS),
+        )
+    model = _skeleton(adapter, base)
+    if model.config.model_type != "glm":
+        raise CheckpointError(
+            "{path}: model_type is {kind!r}; the layouts glm and chatglm are for ChatGLM2, ChatGLM3 and GLM-4 only",
+            path=base or base_of(adapter),
+            kind=model.config.model_type,
+        )
+    from softlaunch.tuning.released import convert_layers
+
+    with new_directory(target) as directory:
+        return convert_layers(model.config, adapter, directory, to)
+
+
 def _convert_adapter(source: Path, target: Path, to: Any, base: str | None) -> list[str]:
     adapter = adapter_directory(source)
     _require_other_format(adapter, to)
+    model = _skeleton(adapter, base)
+    from softlaunch.tuning.convert import convert_prefix
+
+    with new_directory(target) as directory:
+        return convert_prefix(model, adapter, directory, to)
+
+
+def _skeleton(adapter: Path, base: str | None) -> Any:
+    """The base without its weights: the one that is given, or where the adapter says."""
     base = base or base_of(adapter)
     if base is None:
         raise CheckpointError("{path} does not say what its base is; give it with --base", path=adapter)
     from softlaunch.models.load import load_skeleton
-    from softlaunch.tuning.convert import convert_prefix
 
-    model = load_skeleton(base)
-    with new_directory(target) as directory:
-        return convert_prefix(model, adapter, directory, to)
+    return load_skeleton(base)
 
 
 def _require_other_format(adapter: Path, to: str) -> None:
@@ -93,7 +119,8 @@ def _require_other_format(adapter: Path, to: str) -> None:
         if not found:
             raise CheckpointError(
                 "{path}: this is a {kind} adapter. It is in PEFT's own format already, which Softlaunch reads and "
-                "writes; it holds no keys and values of a prefix, so it cannot become {to}.",
+                "writes; it holds no keys and values of a prefix, so it cannot become {to}. For a base in the other "
+                "layout of ChatGLM it can become glm or chatglm.",
                 path=adapter,
                 kind=kind,
                 to=to,

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from softlaunch.adapter_files import MERGE_FILE
 from softlaunch.errors import ArgumentError, CheckpointError
 from softlaunch.messages import say
 from softlaunch.new_directory import new_directory, require_absent
@@ -21,7 +22,6 @@ logger = logging.getLogger(__name__)
 # Share of what the adapter changes that merging may change: rounding to 16 bits blurs small updates
 TOLERANCES = {"float32": 0.001, "float16": 0.05, "bfloat16": 0.25}
 _NEGLIGIBLE = 1e-6  # of the spread of the logits: an adapter that changes nothing, and float32 rounding
-RECORD_FILE = "merge.json"
 
 _DESCRIPTION = """\
 The merged model is an ordinary one: transformers, vLLM and others load it without knowing of the adapter. After a run
@@ -167,4 +167,4 @@ def _write_record(
 ) -> None:
     content = {"adapter": str(adapter), "base": base, "dtype": dtype, "rows": file, **asdict(comparison)}
     text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-    (directory / RECORD_FILE).write_text(text, encoding="utf-8")
+    (directory / MERGE_FILE).write_text(text, encoding="utf-8")

@@ -15,12 +15,11 @@ from safetensors.torch import save_file
 from transformers import GlmConfig, GlmForCausalLM
 
 from softlaunch.errors import CheckpointError
+from softlaunch.layer_names import counterparts, projection_sizes
 from softlaunch.models.chatglm import glm_config
 from softlaunch.models.export import Layout
 from softlaunch.models.layouts import (
     ROTARY_TABLE,
-    counterparts,
-    projection_sizes,
     released_config,
     rotary_table,
     write_glm_config,

@@ -13,6 +13,7 @@ import torch
 from transformers import GlmConfig, GlmForCausalLM
 
 from softlaunch.errors import CheckpointError
+from softlaunch.layer_names import counterparts
 
 ROTARY_TABLE = "transformer.rotary_pos_emb.inv_freq"  # in every release; it follows from the config
 _AUTO_MAP = {
@@ -22,28 +23,6 @@ _AUTO_MAP = {
     "AutoModelForSeq2SeqLM": "modeling_chatglm.ChatGLMForConditionalGeneration",
     "AutoModelForSequenceClassification": "modeling_chatglm.ChatGLMForSequenceClassification",
 }
-
-
-def counterparts(config: GlmConfig) -> dict[str, tuple[str, ...]]:
-    """Every tensor's name in the released layout, and its name in transformers': three for the fused projection."""
-    names: dict[str, tuple[str, ...]] = {
-        "transformer.embedding.word_embeddings.weight": ("model.embed_tokens.weight",),
-        "transformer.encoder.final_layernorm.weight": ("model.norm.weight",),
-        "transformer.output_layer.weight": ("lm_head.weight",),
-    }
-    for index in range(config.num_hidden_layers):
-        released, ours = f"transformer.encoder.layers.{index}", f"model.layers.{index}"
-        names |= {
-            f"{released}.input_layernorm.weight": (f"{ours}.input_layernorm.weight",),
-            f"{released}.self_attention.dense.weight": (f"{ours}.self_attn.o_proj.weight",),
-            f"{released}.post_attention_layernorm.weight": (f"{ours}.post_attention_layernorm.weight",),
-            f"{released}.mlp.dense_h_to_4h.weight": (f"{ours}.mlp.gate_up_proj.weight",),
-            f"{released}.mlp.dense_4h_to_h.weight": (f"{ours}.mlp.down_proj.weight",),
-        }
-        for kind in ("weight", "bias") if config.attention_bias else ("weight",):
-            fused = f"{released}.self_attention.query_key_value.{kind}"
-            names[fused] = tuple(f"{ours}.self_attn.{letter}_proj.{kind}" for letter in "qkv")
-    return names
 
 
 def released_config(config: GlmConfig) -> dict[str, Any]:
@@ -129,13 +108,6 @@ def released_tensors(tensors: Mapping[str, torch.Tensor], config: GlmConfig) -> 
         for name, parts in counterparts(config).items()
     }
     return {**released, ROTARY_TABLE: rotary_table(config)}
-
-
-def projection_sizes(config: GlmConfig) -> list[int]:
-    """How many rows of the fused `query_key_value` are q, k and v."""
-    shape: Any = config  # a GlmConfig has numbers here, whatever its annotations allow
-    kv = shape.num_key_value_heads * shape.head_dim
-    return [shape.num_attention_heads * shape.head_dim, kv, kv]
 
 
 def rotary_table(config: GlmConfig) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """A base model by path: released ChatGLM2/3 and GLM-4 natively, any other causal LM as transformers loads it."""
 
 import logging
+import os
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.modeling_utils import set_zero3_state
 
 from softlaunch.errors import CheckpointError
+from softlaunch.messages import say
 from softlaunch.models.chatglm import glm_config, load_released_chatglm
 from softlaunch.models.quantize import keep_weights_as_loaded, own_gpu, quantization_config
 from softlaunch.models.source import nothing_there, require_model
@@ -63,10 +66,8 @@ def load_model(
     }
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
-    if model_parallel and torch.cuda.device_count() > 1:
+    if model_parallel and _can_spread():
         kwargs["device_map"] = "auto"
-    elif model_parallel:
-        logger.warning("model_parallel_mode has no effect: there are no GPUs to spread the model over")
     if quantization_bit is not None:
         kwargs["quantization_config"] = quantization_config(quantization_bit, dtype)
     try:
@@ -87,6 +88,18 @@ def load_model(
     return model
 
 
+def _can_spread() -> bool:
+    """Whether this process has several GPUs for itself; says why if not."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        reason = say("there are several processes, and each has its own GPU")
+    elif torch.cuda.device_count() < 2:
+        reason = say("there are no GPUs to spread the model over")
+    else:
+        return True
+    logger.warning("%s", say("model_parallel_mode has no effect: {reason}", reason=reason))
+    return False
+
+
 def load_skeleton(path: str, **hub_kwargs: Any) -> PreTrainedModel:
     """The model without its weights, which are on the meta device: what its config says, and what turns its keys.
 
@@ -98,7 +111,7 @@ def load_skeleton(path: str, **hub_kwargs: Any) -> PreTrainedModel:
         config = glm_config(written, path)
     else:
         config = AutoConfig.from_pretrained(path, **hub_kwargs)
-    with torch.device("meta"):
+    with torch.device("meta"), set_zero3_state():  # else ZeRO-3 would split weights that there are not
         model = AutoModelForCausalLM.from_config(config)
     rotary = getattr(model.base_model, "rotary_emb", None)
     if rotary is not None:

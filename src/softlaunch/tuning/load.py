@@ -1,6 +1,7 @@
 """Putting a trained adapter of any kind on its base."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from softlaunch.tuning.damage import cannot_be_read
 from softlaunch.tuning.fingerprint import fingerprint
 from softlaunch.tuning.prefix_encoder import PEFT_TYPE
 from softlaunch.tuning.prefix_model import LORA_FOLDER, PrefixModel
+from softlaunch.tuning.released import LAYERED, in_layout_of
 from softlaunch.tuning.soft_prompt import SoftPromptModel
 
 _PREFIXES = (None, PEFT_TYPE, "PREFIX_TUNING")  # None: no configuration, as the original scripts leave it
@@ -30,7 +32,8 @@ def load_adapter(
     """Put the adapter found at `path` on `model`, and make it active.
 
     `path`: what `save_pretrained` wrote, or a run's output directory with `adapter/` in it; any adapter of PEFT (LoRA,
-    IA3, prompt tuning, prefix tuning, …); or a P-Tuning v2 checkpoint of the original scripts. `model` may bear
+    IA3, prompt tuning, prefix tuning, …), also one for the released ChatGLM code (`query_key_value`); or a P-Tuning v2
+    checkpoint of the original scripts. `model` may bear
     adapters already: others of the same kind, or LoRA where this is a prefix and the other way round; both then work.
 
     Raises CheckpointError when the adapter is broken or was made for another base, or when a prefix is not
@@ -53,12 +56,13 @@ def _load(
         return _load_prefix(model, directory, adapter_name, trainable, num_virtual_tokens)
     if isinstance(model, PrefixModel):
         return _load_beneath(model, directory, adapter_name, trainable)
-    if isinstance(model, AdapterModel):
-        _check_beside(model, kind, directory)
-        model.load_adapter(directory, adapter_name, is_trainable=trainable)
-        model.set_adapter(adapter_name, inference_mode=not trainable)
-        return model
-    return _load_into(model, directory, adapter_name, trainable)
+    with in_layout_of(model, directory) if kind in LAYERED else nullcontext(directory) as fitting:
+        if isinstance(model, AdapterModel):
+            _check_beside(model, kind, directory)
+            model.load_adapter(fitting, adapter_name, is_trainable=trainable)
+            model.set_adapter(adapter_name, inference_mode=not trainable)
+            return model
+        return _load_into(model, fitting, adapter_name, trainable)
 
 
 def _load_into(base: PreTrainedModel, directory: Path, adapter_name: str, trainable: bool) -> AdapterModel:
