@@ -4,9 +4,10 @@
     python benchmarks/plan_calibration.py --json found.json  # keeps the figures, and measures only what is not there
 
 Every configuration is a process of its own: a random model of at least 100M parameters is loaded, then two steps of
-CausalTrainer are run on rows as long as the limits allow. Measured is the peak above the memory that the loaded model
-takes: on a GPU what torch allocated, on a CPU what is resident, with an allocator that gives back at once what is
-freed (`MALLOC_MMAP_THRESHOLD_`). On a CPU there is no CUDA context, and the plan's part for it is left out.
+CausalTrainer (ClassifierTrainer for BERT) are run on rows as long as the limits allow. Measured is the peak above the
+memory that the loaded model takes: on a GPU what torch allocated, on a CPU what is resident, with an allocator that
+gives back at once what is freed (`MALLOC_MMAP_THRESHOLD_`). On a CPU there is no CUDA context, and the plan's part for
+it is left out.
 """
 
 import argparse
@@ -44,6 +45,16 @@ LLAMA = {
 }
 QWEN2 = {**LLAMA, "model_type": "qwen2", "num_key_value_heads": 2, "vocab_size": 48_000}
 QWEN3 = {**QWEN2, "model_type": "qwen3", "head_dim": 128, "num_attention_heads": 8}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "vocab_size": 21_128,
+    "max_position_embeddings": 512,
+}
+CLASSIFIED = {"classifies": True, "max_source_length": 128, "per_device_train_batch_size": 8}
 PREFIX = {"pre_seq_len": 128}
 LORA = {"lora_r": 8}
 CHECKPOINTING = {"activation_checkpointing": True}
@@ -76,9 +87,14 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "Qwen2, LoRA": (QWEN2, LORA | LONG),
     "Qwen3, prefix": (QWEN3, PREFIX | LONG),
     "Qwen3, LoRA, long rows, checkpointing": (QWEN3, LORA | LONG | CHECKPOINTING),
+    "GLM, IA3": (GLM, {"tuning": "ia3"} | LONG),
+    "BERT, LoRA with dropout": (BERT, CLASSIFIED | LORA | {"lora_dropout": 0.1}),
+    "BERT, prefix": (BERT, CLASSIFIED | {"pre_seq_len": 32}),
+    "BERT, full": (BERT, CLASSIFIED | {"tuning": "full"}),
 }
 BATCH_SIZE, NUM_STEPS = 4, 2
 MIB = 2**20
+ENCODER = Path(__file__).parents[1] / "recipes" / "demo_titles" / "base"  # for its tokenizer
 RESIDENT_IS_IN_USE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
@@ -105,37 +121,43 @@ def planned(config: dict[str, Any], options: dict[str, Any], on_gpu: bool) -> fl
 def measure(name: str) -> float:
     """Runs in a process of its own."""
     sys.path.insert(0, str(Path(__file__).parent))
-    import torch
-    from prefix_speed import Peak, device
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from softlaunch.models.quantize import quantization_config
+    from prefix_speed import Peak
 
     config, options = CONFIGURATIONS[name]
-    run, dtype = settings(options), getattr(torch, settings(options).dtype)
-
-    def load(shape: dict[str, Any]) -> Any:
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape, pad_token_id=0), dtype=dtype)
-        if run.quantization_bit is None:
-            return model.to(device())
-        with tempfile.TemporaryDirectory() as directory:
-            model.save_pretrained(directory)
-            del model
-            packed = quantization_config(run.quantization_bit, dtype)
-            return AutoModelForCausalLM.from_pretrained(directory, quantization_config=packed, dtype=dtype)
-
-    train(load({**config, "num_hidden_layers": 2, "vocab_size": 128}), run, 128)  # libraries load what they load late
-    model = load(config)
+    run = settings(options)
+    train(load({**config, "num_hidden_layers": 2, "vocab_size": 128}, run), run)  # libraries load what they load late
+    model = load(config, run)
     assert sum(p.numel() for p in model.parameters()) >= 1e8 or run.quantization_bit
     for parameter in model.parameters():
         parameter.sum()  # weights that were mapped from a file are resident once they have been read
     with Peak() as peak:
-        train(model, run, config["vocab_size"])
+        train(model, run)
     return peak.mib
 
 
-def train(model: Any, run: Any, vocab_size: int) -> None:
+def load(config: dict[str, Any], run: Any) -> Any:
+    import torch
+    from prefix_speed import device
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    from softlaunch.models.quantize import quantization_config
+
+    torch.manual_seed(0)
+    kind, dtype = (
+        AutoModelForSequenceClassification if run.classifies else AutoModelForCausalLM,
+        getattr(torch, run.dtype),
+    )
+    model = kind.from_config(AutoConfig.for_model(**config, pad_token_id=0), dtype=dtype)
+    if run.quantization_bit is None:
+        return model.to(device())
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        del model
+        packed = quantization_config(run.quantization_bit, dtype)
+        return kind.from_pretrained(directory, quantization_config=packed, dtype=dtype)
+
+
+def train(model: Any, run: Any) -> None:
     import datasets
     import torch
 
@@ -143,10 +165,9 @@ def train(model: Any, run: Any, vocab_size: int) -> None:
     from softlaunch.training.trainer import CausalTrainer
 
     rows = run.per_device_train_batch_size * run.gradient_accumulation_steps * NUM_STEPS
-    ids = torch.randint(3, vocab_size, (rows, run.row_tokens)).tolist()
+    ids = torch.randint(3, model.config.vocab_size, (rows, run.row_tokens)).tolist()
     prompt = run.row_tokens - run.label_tokens
     ids[0].pop()  # rows of unlike length, as real ones are: attention gets a mask
-    labels = [[-100] * prompt + row[prompt:] for row in ids]
     arguments = TrainingArguments(
         output_dir=tempfile.mkdtemp(),
         max_steps=NUM_STEPS,
@@ -159,18 +180,47 @@ def train(model: Any, run: Any, vocab_size: int) -> None:
         disable_tqdm=True,
         logging_steps=1000,
     )
+    if run.classifies:
+        train_classifier(model, run, arguments, ids)
+        return
+    labels = [[-100] * prompt + row[prompt:] for row in ids]
     data = datasets.Dataset.from_dict({"input_ids": ids, "labels": labels})
     CausalTrainer(model=with_method(model, run), args=arguments, train_dataset=data, pad_token_id=0).train()
 
 
+def train_classifier(model: Any, run: Any, arguments: Any, ids: list[list[int]]) -> None:
+    import datasets
+
+    from softlaunch.arguments import TuningArguments
+    from softlaunch.evaluation.label_metrics import label_scores
+    from softlaunch.models.encoder import load_text_tokenizer
+    from softlaunch.training.classifier import ClassifierTrainer
+    from softlaunch.tuning.classifier import ClassifierSettings, add_method
+
+    method = run.methods[0]
+    tuning = TuningArguments(pre_seq_len=run.pre_seq_len, lora_r=run.lora_r, lora_dropout=run.lora_dropout)
+    mask = [[1] * len(row) for row in ids]
+    columns = {"input_ids": ids, "attention_mask": mask, "labels": [n % 2 for n in range(len(ids))]}
+    ClassifierTrainer(
+        model=add_method(model, ["classifier"], method, tuning),
+        args=arguments,
+        train_dataset=datasets.Dataset.from_dict({**columns, "row_id": list(range(len(ids)))}),
+        tokenizer=load_text_tokenizer(str(ENCODER), 128),
+        settings=ClassifierSettings(method, "", run.max_source_length, False, ["classifier"]),
+        scores=label_scores,
+    ).train()
+
+
 def with_method(model: Any, run: Any) -> Any:
-    from softlaunch.tuning import add_lora, add_prefix, add_prompt_tuning, train_all, train_last_layers
+    from softlaunch.tuning import add_ia3, add_lora, add_prefix, add_prompt_tuning, train_all, train_last_layers
 
     match run.methods[0]:
         case "p_tuning_v2":
             return add_prefix(model, num_virtual_tokens=run.pre_seq_len, projection=run.prefix_projection)
         case "lora":
             return add_lora(model, r=run.lora_r, target_modules=run.lora_target_modules)
+        case "ia3":
+            return add_ia3(model)
         case "prompt_tuning":
             return add_prompt_tuning(model, num_virtual_tokens=run.pre_seq_len)
         case "freeze":

@@ -33,7 +33,7 @@ from transformers import (
 from softlaunch.arguments import TrainingArguments
 from softlaunch.data.sources import records, require_source
 from softlaunch.entry import run
-from softlaunch.errors import DataError
+from softlaunch.errors import ArgumentError, DataError
 from softlaunch.training.checkpoint import checkpoint_to_resume
 from softlaunch.training.masked_lm import MaskedLanguageTrainer, begin_with_frequencies
 
@@ -55,7 +55,10 @@ class EncoderArguments:
 
 
 def main() -> None:
-    arguments, training = HfArgumentParser((EncoderArguments, TrainingArguments)).parse_args_into_dataclasses()
+    parser = HfArgumentParser((EncoderArguments, TrainingArguments))
+    arguments, training, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+    if unknown:
+        raise ArgumentError("{names}: there is no such option (--help lists all)", names=" ".join(unknown))
     set_seed(training.seed)
     tokenizer = read_tokenizer(arguments.tokenizer)
     model = build_model(arguments, tokenizer)
@@ -125,12 +128,8 @@ def read_texts(path: Path, arguments: EncoderArguments) -> Iterator[str]:
     for number, fields in records(path, arguments.file_encoding):
         text = fields.get(arguments.text_column) if isinstance(fields, dict) else None
         if not isinstance(text, str):
-            raise DataError(
-                '{path}:{line}: there is no text in the column "{column}" (text_column).',
-                path=path,
-                line=number,
-                column=arguments.text_column,
-            )
+            where = {"path": path, "line": number, "column": arguments.text_column}
+            raise DataError('{path}:{line}: there is no text in the column "{column}" (text_column).', **where)
         if text.strip():
             yield text.strip()
 

@@ -85,6 +85,8 @@ def look_at(path: Path) -> AdapterFiles:
         found.num_bytes = sum(file.stat().st_size for file in files if file.is_file())
     except CheckpointError as error:
         found.damage = str(error)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # values of other types
+        found.damage = say("its files are not those of an adapter: {error}", error=error)
     return found
 
 

@@ -1,17 +1,19 @@
 """The outermost layer of a program: logging, the exit code, and the end of the process group."""
 
+import atexit
 import errno
 import json
 import logging
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from softlaunch import lifeline
+from softlaunch import lifeline, restarts
 from softlaunch.errors import UserError
 from softlaunch.messages import say
 
@@ -25,11 +27,28 @@ def run(main: Callable[[], None]) -> None:
 
     A `UserError` ends with its message alone and exit code 2; any other exception keeps its traceback. Process 0 logs
     at INFO, the others only errors. The process group is destroyed at the end: without that, a CPU run in four fails
-    after its work is done.
+    after its work is done; with it one in thirty still does, in a destructor of one of the libraries, and a scheduler
+    takes that for the run's. So a process that had a group ends without them.
     """
     _set_up_logging()
     _find_deepspeed_config()
+    code: object = 0
     try:
+        _run(main)
+    except SystemExit as end:
+        code = end.code
+        raise
+    except BaseException:
+        code = None
+        raise
+    finally:
+        if _destroy_process_group() and isinstance(code, int):
+            _leave(code)
+
+
+def _run(main: Callable[[], None]) -> None:
+    try:
+        restarts.meet_anew()
         main()
         lifeline.farewell()
     except UserError as error:
@@ -39,13 +58,11 @@ def run(main: Callable[[], None]) -> None:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
-            reason, file = error.strerror, error.filename
-            _end_with(UserError("{file}: {reason}. Make room and start again", file=file, reason=reason))
+            where = f"{error.filename}: " if error.filename else ""
+            _end_with(UserError("{where}{reason}. Make room and start again", where=where, reason=error.strerror))
         if lifeline.is_consequence(error):
             sys.exit(lifeline.EXIT_CODE)
         raise
-    finally:
-        _destroy_process_group()
 
 
 def _end_with(error: UserError) -> NoReturn:
@@ -90,6 +107,7 @@ def _is_first_process() -> bool:
 def _set_up_logging() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[_ToStderr()])
     logging.getLogger("softlaunch").setLevel(logging.INFO)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for an optional kernel, quantized base or not
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes are forked after the first use
     if not _is_first_process():
@@ -114,6 +132,8 @@ def _be_quiet() -> None:
 
 def _show_no_bars() -> None:
     """The libraries' progress bars are for terminals; a log file would hold every state of them."""
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):  # read when imported
+        os.environ.setdefault(name, "1")
     for name in ("datasets", "transformers"):
         library = sys.modules.get(f"{name}.utils.logging")
         if library is not None:
@@ -129,7 +149,21 @@ def _find_deepspeed_config() -> None:
             os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(in_project)
 
 
-def _destroy_process_group() -> None:
+def _destroy_process_group() -> bool:
+    """Whether there was one."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return False
+    torch.distributed.destroy_process_group()
+    return True
+
+
+def _leave(code: int) -> NoReturn:
+    """What the interpreter does at its end, up to the destructors."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

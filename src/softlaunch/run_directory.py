@@ -47,7 +47,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """The object in `file`. Raises CheckpointError when it is no valid JSON, or another value."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError("{file}: this is not valid JSON ({error})", file=file, error=error) from error
     if not isinstance(content, dict):
         raise CheckpointError("{file}: expected a JSON object", file=file)

@@ -11,14 +11,24 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+_TITLES = ROOT / "recipes" / "demo_titles"
+TITLES = {
+    **{"model_name_or_path": _TITLES / "base", "text_column": "title", "label_column": "tag", "learning_rate": 0.003},
+    **{f"{step}_file": _TITLES / f"{step}.json" for step in ("train", "validation", "test")},
+    **{"max_train_samples": 16, "max_eval_samples": 6, "max_predict_samples": 6, "max_source_length": 64},
+    **dict.fromkeys(["prompt_column", "response_column", "max_target_length", "val_max_target_length"]),
+}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "P-Tuning v2": ("ptuning_chatglm.py", {"pre_seq_len": 4, "prefix_dropout": 0.2, "prefix_projection": True}),
     "LoRA": ("lora_chatglm.py", {"lora_r": 4, "lora_dropout": 0.2, "learning_rate": 0.01}),
     "full": ("finetune_chatglm.py", {"tuning": "full", "learning_rate": 0.001}),
+    "classes, LoRA": ("classify.py", {**TITLES, "tuning": "lora", "lora_dropout": 0.2, "learning_rate": 0.003}),
+    "classes, head": ("classify.py", {**TITLES, "tuning": "head", "learning_rate": 0.01}),
 }
 STRATEGIES = {"cpu": 1, "ddp": 2, "zero2": 2, "zero3": 2}
 KILLED_AFTER = (1, 5, 8)  # the beginning, within the second epoch, the last step
@@ -28,10 +38,11 @@ class _Killed(BaseException):
     """Ends a run where it stands, as far as a process can do that and live."""
 
 
-def launch(strategy: str, directory: Path) -> dict[str, bool]:
-    """All methods under a strategy in one launch; whether each ended the same."""
+def launch(strategy: str, directory: Path, methods: Sequence[str] = tuple(METHODS)) -> dict[str, bool]:
+    """Methods under a strategy in one launch; whether each ended the same."""
     config = ["--config_file", f"launch/accelerate/{strategy}.yaml", "--num_processes", str(STRATEGIES[strategy])]
     command = ["accelerate", "launch", "--main_process_port", "0", *config, __file__, "--inside", str(directory)]
+    command += ["--methods", *methods]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
     env["HF_DATASETS_CACHE"] = str(directory / "cache")
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900, check=False)
@@ -40,7 +51,7 @@ def launch(strategy: str, directory: Path) -> dict[str, bool]:
     return json.loads(notes.read_text())
 
 
-def _inside(directory: Path) -> None:
+def _inside(directory: Path, methods: Sequence[str]) -> None:
     """In every process of a launch."""
     from softlaunch.collective import wait_for_all
     from softlaunch.training.saving import ResumableTrainer
@@ -49,6 +60,8 @@ def _inside(directory: Path) -> None:
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0:
         write_rows(directory)
+        tags = {json.loads(line)["tag"] for line in (_TITLES / "train.json").read_text(encoding="utf-8").splitlines()}
+        (directory / "classes.txt").write_text("\n".join(sorted(tags)), encoding="utf-8")
     stop_after: list[int] = []
     at_boundary = ResumableTrainer._maybe_log_save_evaluate
 
@@ -66,7 +79,8 @@ def _inside(directory: Path) -> None:
         files = {"train_file": directory / "train.json", "validation_file": directory / "test.json"}
         files["test_file"] = files["validation_file"]
         own = {"pre_seq_len": None, "prefix_dropout": None, "save_steps": 1, "per_device_train_batch_size": batch}
-        words = arguments(out, **files, **{**own, **options})
+        own |= {"class_file": directory / "classes.txt"} if recipe == "classify.py" else {}
+        words = arguments(out, **{**files, **own, **options})
         main = runpy.run_path(str(ROOT / "recipes" / recipe))["main"]
         for stop in (*stops, 0):
             stop_after[:] = [stop]
@@ -78,7 +92,7 @@ def _inside(directory: Path) -> None:
         wait_for_all()
         return out / "run"
 
-    equal = {method: _same(train("whole", method), train("killed", method, *KILLED_AFTER)) for method in METHODS}
+    equal = {method: _same(train("whole", method), train("killed", method, *KILLED_AFTER)) for method in methods}
     if rank == 0:
         (directory / "equal.json").write_text(json.dumps(equal))
 
@@ -123,6 +137,7 @@ def main() -> None:
     """The table of the matrix."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
@@ -132,13 +147,14 @@ def main() -> None:
             import deepspeed
 
             deepspeed.ops.__compatible_ops__ = {}  # an op for shared memory would be compiled first, for a minute
-        run(lambda: _inside(options.inside))
+        run(lambda: _inside(options.inside, options.methods))
         return
-    lines = [f"| | {' | '.join(METHODS)} |", "|---|" + "---|" * len(METHODS)]
+    lines = [f"| | {' | '.join(options.methods)} |", "|---|" + "---|" * len(options.methods)]
     for strategy in options.strategies:
         with tempfile.TemporaryDirectory() as directory:
-            equal = launch(strategy, Path(directory))
-        lines.append(f"| {strategy}, {STRATEGIES[strategy]} | {' | '.join(_word(equal[name]) for name in METHODS)} |")
+            equal = launch(strategy, Path(directory), options.methods)
+        words = [_word(equal[name]) for name in options.methods]
+        lines.append(f"| {strategy}, {STRATEGIES[strategy]} | {' | '.join(words)} |")
         sys.stdout.write(lines[-1] + "\n")
     sys.stdout.write("\n" + "\n".join(lines) + "\n")
 

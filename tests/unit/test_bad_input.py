@@ -94,6 +94,7 @@ def test_right_input_gets_as_far_as_the_weights(tell):
             ["2 problems", "--pre_seq_len 0: must be a whole", "--warmup_steps"],
         ),
         ({"pre_seq_len": None}, ["pre_seq_len is not set: give the number of virtual tokens"]),
+        ({"max_target_length": 0}, ["--max_target_length 0: must be a whole number at least 1"]),  # no label left
         ({"max_source_length": 1000}, ["rows of 1129 tokens", "at most 1024 positions"]),
         ({"attn_implementation": "flash_attention_2"}, ["'flash_attention_2' cannot take a prefix", "'sdpa'"]),
     ],

@@ -1,5 +1,6 @@
 """Every method on an encoder: what trains, what is saved, and the same logits in another process."""
 
+import io
 import json
 import logging
 import runpy
@@ -15,6 +16,7 @@ from peft import PeftModelForSequenceClassification
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertModel
 
+from softlaunch import cli
 from softlaunch.errors import ArgumentError, CheckpointError, DataError
 from softlaunch.evaluation.classify import load_classifier
 from softlaunch.training.classifier import balanced_weights
@@ -305,12 +307,28 @@ def test_one_call_classifies(runs):
         load_classifier(runs / "base")
 
 
-def test_the_command_reads_a_file_and_a_pipe(runs):
-    script = "import sys; from softlaunch.cli import main; main()"
-    command = [sys.executable, "-c", script, "classify", str(runs / "lora")]
+def test_the_command_reads_a_pipe_a_file_and_a_prompt(runs, tmp_path, monkeypatch, capsys):
+    expected = load_classifier(runs / "lora")(TEXTS[:2])
     lines = "\n".join([TEXTS[0], "", TEXTS[1]]) + "\n"
-    piped = subprocess.run(command, input=lines, capture_output=True, text=True, check=True, timeout=120)
-    found = [line.split("\t") for line in piped.stdout.splitlines()]
-    expected = load_classifier(runs / "lora")([TEXTS[0], TEXTS[1]])
-    assert [(label, text) for label, _, text in found] == [(expected[i].label, TEXTS[i]) for i in (0, 1)]
-    assert [float(p) for _, p, _ in found] == pytest.approx([p.probability for p in expected], abs=1e-4)
+
+    def command(*words, given="", is_terminal=False):
+        stdin = io.TextIOWrapper(io.BytesIO(given.encode()), encoding="utf-8")
+        monkeypatch.setattr(stdin, "isatty", lambda: is_terminal, raising=False)
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(sys, "argv", ["softlaunch", "classify", str(runs / "lora"), *words])
+        cli._main()
+        return capsys.readouterr().out.splitlines()
+
+    piped = [line.split("\t") for line in command(given=lines)]
+    assert [(label, text) for label, _, text in piped] == [(expected[i].label, TEXTS[i]) for i in (0, 1)]
+    assert [float(p) for _, p, _ in piped] == pytest.approx([p.probability for p in expected], abs=1e-4)
+    (tmp_path / "texts.txt").write_text("\ufeff" + lines.replace("\n", "\r\n"), encoding="utf-8")
+    records = [json.loads(line) for line in command("--json", "--file", str(tmp_path / "texts.txt"))]
+    assert [record["text"] for record in records] == TEXTS[:2]
+    for record, prediction in zip(records, expected, strict=True):
+        assert record["probabilities"] == pytest.approx(prediction.probabilities, abs=1e-6)
+    asked = command(given=f"{TEXTS[0]}\n\nq\n{TEXTS[1]}\n", is_terminal=True)
+    assert asked[0].startswith("classes: ")
+    assert "".join(asked[1:]).count(expected[0].label) == 1  # one answer: nothing for an empty line or behind q
+    with pytest.raises(DataError, match="there is no file"):
+        command("--file", str(tmp_path / "none.txt"))

@@ -1,5 +1,8 @@
 """How a program ends, and which process says so."""
 
+import subprocess
+import sys
+
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
@@ -70,3 +73,32 @@ def test_traceback_of_accelerate_is_explained(monkeypatch, capsys):
     message, note = capsys.readouterr().err.splitlines()
     assert message == "error: train.json:3: no prompt"
     assert "traceback below is accelerate's own" in note
+
+
+CRASHES_IN_A_DESTRUCTOR = """
+import atexit, os, sys
+import torch
+from softlaunch import entry
+
+class Crash:
+    def __del__(self, abort=os.abort):
+        abort()
+
+crash = Crash()
+atexit.register(lambda: print("exit function"))
+
+def main():
+    torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+    print("work", end=" ")
+    if len(sys.argv) > 2:
+        sys.exit(int(sys.argv[2]))
+
+entry.run(main)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 143])
+def test_a_crash_after_the_work_is_not_the_work_s(code, tmp_path):
+    words = [sys.executable, "-c", CRASHES_IN_A_DESTRUCTOR, str(tmp_path / "store"), *([str(code)] if code else [])]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "work exit function\n"), done.stderr

@@ -9,7 +9,8 @@ import time
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.trainer import Trainer
 
 from softlaunch.arguments.options import all_options
@@ -22,7 +23,7 @@ from softlaunch.launching.shape import read_shape
 from softlaunch.launching.strategy import Machines, Strategy, read_strategy
 from softlaunch.launching.trainable import lora_targets, trainable_parameters
 from softlaunch.launching.workload import count_rows, plan_workload, sent_bytes
-from softlaunch.tuning import add_prefix
+from softlaunch.tuning import add_ia3, add_prefix
 from tests.bases import CONFIGS, RELEASED_GLM4, random_base, write_released
 
 CHATGLM2_6B = {
@@ -134,14 +135,147 @@ def test_lora_target_that_there_is_not(chatglm2):
         trainable_parameters(chatglm2, run(lora_r=8, lora_target_modules="c_attn"))
 
 
-def test_method_without_a_plan(chatglm2):
-    with pytest.raises(ArgumentError, match="no plan for tuning head"):
-        trainable_parameters(chatglm2, run(tuning="head"))
-
-
 def test_prefix_and_lora_together(chatglm2):
     both = trainable_parameters(chatglm2, run(pre_seq_len=128, lora_r=8))
     assert both == 1_835_008 + trainable_parameters(chatglm2, run(lora_r=8))
+
+
+# Encoders
+
+ENCODER = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 96,
+    "max_position_embeddings": 48,
+}
+METHODS_OF_CLASSIFIERS = {
+    "lora": {"lora_r": 4},
+    "lora with dropout": {"lora_r": 4, "lora_dropout": 0.1},
+    "lora, all layers": {"lora_r": 4, "lora_target_modules": ["query", "key", "value", "dense"]},
+    "full": {"tuning": "full"},
+    "head": {"tuning": "head"},
+    "p_tuning_v2": {"pre_seq_len": 6},
+    "prompt_tuning": {"tuning": "prompt_tuning", "pre_seq_len": 6},
+    "p_tuning": {"tuning": "p_tuning", "pre_seq_len": 6, "encoder_hidden_size": 32},
+    "p_tuning, lstm": {"tuning": "p_tuning", "pre_seq_len": 6, "encoder_type": "lstm"},
+    "ia3": {"tuning": "ia3"},
+    "freeze": {"tuning": "freeze"},
+}
+
+
+def encoder_and_shape(kind, directory, num_labels=5):
+    config = AutoConfig.for_model(kind, **ENCODER, num_labels=num_labels)
+    model = AutoModelForSequenceClassification.from_config(config)
+    model.base_model.save_pretrained(directory)
+    return model, read_shape(directory, num_labels)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta"])
+def test_parameters_of_encoders(kind, tmp_path):
+    model, shape = encoder_and_shape(kind, tmp_path)
+    assert shape.parameters == model.num_parameters()
+    assert shape.head_parameters == sum(p.numel() for p in model.classifier.parameters())
+
+
+def test_a_pooler_that_is_not_there_is_trained(tmp_path):
+    from transformers import BertConfig, BertForMaskedLM
+
+    BertForMaskedLM(BertConfig(**ENCODER)).save_pretrained(tmp_path)
+    assert read_shape(tmp_path, 5).head_parameters == 64 * 64 + 64 + 5 * 65
+
+
+@pytest.mark.parametrize(
+    ("options", "trained"),
+    [
+        ({"tuning": "full"}, 7_074_058),
+        ({"lora_r": 8}, 84_746),
+        ({"pre_seq_len": 16}, 84_746),
+        ({"freeze_trainable_layers": 1}, 858_122),
+        ({"tuning": "ia3"}, 71_946),
+        ({"tuning": "prompt_tuning", "pre_seq_len": 16}, 72_458),
+        ({"tuning": "p_tuning", "pre_seq_len": 16}, 269_834),
+        ({"tuning": "head"}, 68_362),
+    ],
+)
+def test_documented_runs_of_classifiers(options, trained, tmp_path):
+    """The numbers that the runs of docs/methods_classification.md said they train, of an encoder without a pooler."""
+    config = {"model_type": "bert", "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2}
+    config |= {"num_attention_heads": 4, "vocab_size": 21_128, "max_position_embeddings": 64, "type_vocab_size": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"bert.embeddings.LayerNorm.weight": torch.ones(1)}, tmp_path / "model.safetensors")
+    assert trainable_parameters(read_shape(tmp_path, 10), run(**options, classifies=True)) == trained
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS_OF_CLASSIFIERS if name != "lora, all layers"])
+def test_numbers_that_a_classifier_trains(method, tmp_path):
+    from softlaunch.arguments import TuningArguments
+    from softlaunch.tuning.classifier import add_method
+
+    model, shape = encoder_and_shape("bert", tmp_path)
+    options = METHODS_OF_CLASSIFIERS[method]
+    settings = run(**options, classifies=True)
+    tuned = add_method(model, ["classifier"], settings.methods[0], TuningArguments(**options))
+    assert trainable_parameters(shape, settings) == sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS_OF_CLASSIFIERS if name != "head"])
+def test_activations_of_encoders(method, tmp_path):
+    from softlaunch.arguments import TuningArguments
+    from softlaunch.tuning.classifier import add_method
+
+    model, shape = encoder_and_shape("bert", tmp_path)
+    options = METHODS_OF_CLASSIFIERS[method]
+    settings = run(**options, classifies=True, per_device_train_batch_size=3, max_source_length=40)
+    tuned = add_method(model, ["classifier"], settings.methods[0], TuningArguments(**options)).train()
+    ids = torch.randint(3, 90, (3, 40))
+    mask = torch.ones_like(ids)
+    mask[0, -1] = 0
+    kept = kept_bytes(tuned, input_ids=ids, attention_mask=mask)
+    planned = activation_bytes(
+        shape, settings, Precision.of(settings, Machines(1, 0)), Batch.of_training(settings), False
+    )
+    assert planned == pytest.approx(kept, rel=0.15)
+
+
+def test_settings_of_classifiers(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    classes = tmp_path / "classes.txt"
+    classes.write_text("sport\nmusic\nfilm\n")
+    found = read_settings(["--model_name_or_path", str(tmp_path), "--do_predict", "--class_file", str(classes)])
+    assert (found.classifies, found.methods, found.row_tokens, found.num_classes) == (True, ("lora",), 128, 3)
+    assert found.evaluates
+    assert not found.generates
+    causal = read_settings(["--model_name_or_path", "m", "--do_predict"])
+    assert (causal.classifies, causal.names_method, causal.generates) == (False, False, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "methods"),
+    [
+        (["--prompt_init", "vocabulary", "--pre_seq_len", "8"], ("prompt_tuning",)),
+        (["--encoder_type", "lstm", "--pre_seq_len", "8"], ("p_tuning",)),
+        (["--ia3_target_modules", "down_proj"], ("ia3",)),
+        (["--pre_seq_len", "8", "--lora_r", "4"], ("p_tuning_v2", "lora")),
+        (["--lora_alpha", "16"], ("lora",)),
+        (["--freeze_trainable_layers", "1"], ("freeze",)),
+        ([], ("full",)),
+    ],
+)
+def test_options_tell_the_method(words, methods):
+    assert read_settings(["--model_name_or_path", "m", *words]).methods == methods
+
+
+def test_a_frozen_encoder_is_held_and_no_more(tmp_path):
+    _, shape = encoder_and_shape("bert", tmp_path)
+    head, full = (
+        training_memory(shape, run(tuning=name, classifies=True, per_device_eval_batch_size=1), ALONE, ONE_GPU)
+        for name in ("head", "full")
+    )
+    assert head.parts["activations"] == 0
+    assert head.peak_moment == "evaluation"
+    assert head.peak < full.peak
 
 
 # Settings
@@ -150,6 +284,8 @@ def test_prefix_and_lora_together(chatglm2):
 def test_defaults_and_names_are_those_of_the_arguments():
     options = all_options()
     for field in dataclasses.fields(RunSettings):
+        if field.metadata:
+            continue
         old = [name for name, new in OLD_NAMES.items() if new == field.name and name in options]
         option = options.get(field.name) or options[old[0]]
         default = getattr(option.default, "value", option.default)
@@ -166,6 +302,9 @@ def test_settings_from_a_file_and_flags(tmp_path):
     assert found.activation_checkpointing
     assert (found.max_steps, found.bf16, found.do_train, found.quantization_bit) == (7, True, False, None)
     assert found.lora_target_modules == ["q_proj", "v_proj"]
+    for wrong in (["--quantization_bit", "5"], ["--per_device_train_batch_size", "0"], ["--lora_r", "-1"]):
+        with pytest.raises(ArgumentError, match=f"{wrong[0]} {wrong[1]}.* must be"):
+            read_settings([str(file), *wrong])
     with pytest.raises(ArgumentError, match="max_steps"):
         read_settings([str(file), "--max_steps", "many"])
     with pytest.raises(ArgumentError, match="model_name_or_path is missing"):
@@ -195,20 +334,8 @@ def test_settings_of_parsed_arguments(tmp_path):
 # Memory
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-@pytest.mark.parametrize("method", ["prefix", "lora", "full"])
-def test_activations_are_what_autograd_keeps(family, method, tmp_path):
-    """Bytes of distinct tensors that one forward pass of the blocks saves, parameters not counted."""
-    rows, tokens, virtual = 3, 40, 6
-    options = {"prefix": {"pre_seq_len": virtual}, "lora": {"lora_r": 4}, "full": {"tuning": "full"}}[method]
-    settings = run(per_device_train_batch_size=rows, max_source_length=20, max_target_length=19, **options)
-    shape = shape_of(CONFIGS[family](), tmp_path)
-    base = random_base(family).train()
-    if method == "prefix":
-        model = add_prefix(base, num_virtual_tokens=virtual).train()
-    else:
-        names = lora_targets(shape, settings) if method == "lora" else []
-        model = get_peft_model(base, LoraConfig(r=4, target_modules=names)).train() if names else base
+def kept_bytes(model, **inputs):
+    """Of distinct tensors that one forward pass saves, parameters not counted."""
     held = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}
 
@@ -218,17 +345,42 @@ def test_activations_are_what_autograd_keeps(family, method, tmp_path):
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        output = model(**inputs)
+    assert output.logits.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("method", ["prefix", "lora", "full", "ia3"])
+def test_activations_are_what_autograd_keeps(family, method, tmp_path):
+    """Bytes of distinct tensors that one forward pass of the blocks saves, parameters not counted."""
+    rows, tokens, virtual = 3, 40, 6
+    options = {
+        "prefix": {"pre_seq_len": virtual},
+        "lora": {"lora_r": 4},
+        "full": {"tuning": "full"},
+        "ia3": {"tuning": "ia3"},
+    }[method]
+    settings = run(per_device_train_batch_size=rows, max_source_length=20, max_target_length=19, **options)
+    shape = shape_of(CONFIGS[family](), tmp_path)
+    base = random_base(family).train()
+    if method == "prefix":
+        model = add_prefix(base, num_virtual_tokens=virtual).train()
+    elif method == "ia3":
+        model = add_ia3(base).train()
+    else:
+        names = lora_targets(shape, settings) if method == "lora" else []
+        model = get_peft_model(base, LoraConfig(r=4, target_modules=names)).train() if names else base
     ids = torch.randint(3, 90, (rows, tokens))
     mask = torch.ones_like(ids)
     mask[0, -1] = 0
-    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-        output = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
-    assert output.logits.requires_grad
+    kept = kept_bytes(model, input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
     precision, batch = Precision.of(settings, Machines(1, 0)), Batch.of_training(settings)
     assert batch.tokens == tokens
     planned = activation_bytes(shape, settings, precision, batch, checkpointing=False)
     # In so small a model what is kept beside the blocks shows: embeddings, the last norm, the head's input
-    assert planned == pytest.approx(sum(kept.values()), rel=0.15)
+    assert planned == pytest.approx(kept, rel=0.15)
 
 
 def test_documented_figures(chatglm2):
@@ -320,6 +472,12 @@ def test_several_settings_where_one_is_not_enough(chatglm2):
     assert len(plan.changes) >= 2
     last = plan.changes[-1]
     assert make_plan(chatglm2, last.settings, last.strategy, plan.machines).fits
+
+
+def test_cheap_settings_are_changed_before_dear_ones(chatglm2):
+    settings = run(pre_seq_len=128, bf16=True, per_device_train_batch_size=32, max_source_length=512)
+    plan = make_plan(chatglm2, settings, ALONE, Machines(gpu_memory_gib=14))
+    assert [change.name for change in plan.changes] == ["activation_checkpointing", "per_device_train_batch_size"]
 
 
 def test_nothing_helps(chatglm2):

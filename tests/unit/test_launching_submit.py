@@ -2,7 +2,9 @@
 
 import json
 import os
+import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,16 @@ from softlaunch.launching.kubernetes import render_pytorchjob
 from softlaunch.launching.profile import Profile, read_profile
 from softlaunch.launching.settings import RunSettings
 from softlaunch.launching.slurm import render_sbatch
-from softlaunch.launching.status import FINISHED, PREEMPTED, RUNNING, SILENT, STARTING, newest_checkpoint, read_status
+from softlaunch.launching.status import (
+    DEAD,
+    FINISHED,
+    PREEMPTED,
+    RUNNING,
+    SILENT,
+    STARTING,
+    newest_checkpoint,
+    read_status,
+)
 from softlaunch.launching.strategy import Machines
 
 ROOT = Path(__file__).parents[2]
@@ -510,6 +521,31 @@ def test_states(tmp_path):
         read_status(tmp_path / "nowhere")
 
 
+def test_a_run_whose_process_is_gone_is_dead(tmp_path, capsys):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    owner = {"process": gone.pid, "host": platform.node()}
+    run = write_run(tmp_path / "run", records=records(10, 20), **{".lock": json.dumps(owner)})
+    (run / "logs").mkdir()
+    (run / "logs" / "rank-1.log").write_text("step 20 done")
+    assert (read_status(run).state, read_status(run).logs) == (DEAD, ["rank-1.log"])
+    command(status_command, [str(run)])
+    assert "rank-1.log" in capsys.readouterr().out
+    for other in (owner | {"process": os.getpid()}, owner | {"host": "elsewhere"}):
+        (run / ".lock").write_text(json.dumps(other))
+        assert read_status(run).state == RUNNING
+
+
+def test_a_finished_run_that_was_started_again_is_finished(tmp_path):
+    run = write_run(tmp_path / "run", records=records(100), **{"run.json": '{"finished": true}'})
+    assert read_status(run).state == FINISHED
+    record = {"arguments": {"training": {"do_train": False, "do_predict": True}}, "starts": ["a", "b"]}
+    (run / "record.json").write_text(json.dumps(record))
+    assert read_status(run).state == RUNNING
+    (run / "predict_results.json").write_text("{}")
+    assert read_status(run).state == FINISHED
+
+
 def test_newest_checkpoint_is_a_whole_one(tmp_path):
     for step in (5, 10, 20):
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -525,6 +561,12 @@ def test_status_command(tmp_path, capsys):
     command(status_command, [str(run) for run in runs])
     printed = capsys.readouterr().out
     assert printed.count("20/100") == 2
+    command(status_command, [str(runs[0]), str(tmp_path / "nowhere")])
+    shown = capsys.readouterr()
+    assert "20/100" in shown.out
+    assert "no run has begun" in shown.err.replace("\n", " ")
+    with pytest.raises(CheckpointError, match="no run has begun"):
+        command(status_command, [str(tmp_path / "nowhere")])
     file = tmp_path / "run.json"
     file.write_text(json.dumps({"model_name_or_path": "m", "output_dir": str(runs[0])}))
     command(status_command, [str(file), "--json"])

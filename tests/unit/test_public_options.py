@@ -48,7 +48,7 @@ THEIR_CODE = _text([*_LIBRARY.glob("train*.py"), *_LIBRARY.glob("integrations/*.
 @pytest.mark.parametrize("columns", [40, 80, 120, 300])
 def test_help_names_every_option_once_under_a_title_and_fits_the_terminal(monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
-    text = format_help("What it does.")
+    text = format_help("What it does.", classifies=True)
     names = re.findall(r"^  --(\w+)$", text, flags=re.MULTILINE)
     assert sorted(names) == sorted(current_options())
     assert max(map(len, text.splitlines())) <= min(max(columns, 80), 120)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from softlaunch.data import json_array, parallel, read, text_encoding
+from softlaunch.data import hub, json_array, parallel, read, text_encoding
 from softlaunch.errors import ArgumentError, DataError
 
 ROWS = [
@@ -409,3 +409,26 @@ def test_wrong_encoding_in_a_later_stretch_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "MIN_BYTES", 1)
     with pytest.raises(DataError, match=r"rows\.json:51: byte 0x"):
         read.read_rows(file, prompt_column="prompt", response_column="response", num_workers=2, cache_dir=tmp_path)
+
+
+def test_a_name_on_the_hub_stands_for_its_rows(read_rows, monkeypatch, tmp_path):
+    """The hub itself is not asked here: `load_dataset` answers for it."""
+    splits = {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:1])}
+    known = {"owner/many-v1.5": splits, "owner/one": {"train": splits["train"]}}
+
+    def load_dataset(name):
+        if name not in known:
+            raise FileNotFoundError(f"Dataset '{name}' doesn't exist on the Hub")
+        return datasets.DatasetDict(known[name])
+
+    hub._load.cache_clear()
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    assert list(read_rows("owner/one")) == expected(ROWS)
+    assert list(read_rows("owner/many-v1.5/test")) == expected(ROWS[:1])
+    assert "holds several splits: train, test. Give one, such as owner/many-v1.5/train" in message_of(
+        read_rows, "owner/many-v1.5"
+    )
+    assert 'has no column "contend"' in message_of(read_rows, "owner/one", prompt_column="contend")
+    assert "no such file or directory, and no dataset of this name" in message_of(read_rows, "owner/none")
+    assert "does not exist" in message_of(read_rows, "data/rows.jsonn")  # a file's name is not looked for there

@@ -95,6 +95,16 @@ def test_best_checkpoint_is_named_as_it_lies_on_the_disk_and_stays(tmp_path):
         assert problem(path) is None
 
 
+def test_the_best_checkpoint_is_found_where_the_run_was_moved_to(tmp_path):
+    best = {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "loss", "greater_is_better": True}
+    options = {**SAVING, **best, "load_best_model_at_end": True}
+    trainer(tmp_path / "run", **options).train()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    made = trainer(tmp_path / "moved", **{**options, "max_steps": 8})
+    made.train(resume_from_checkpoint=str(tmp_path / "moved" / "checkpoint-6"))
+    assert made.state.best_model_checkpoint == str(tmp_path / "moved" / "checkpoint-2")
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     directory = tmp_path / "disk"

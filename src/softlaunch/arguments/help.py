@@ -1,14 +1,18 @@
 """The text of `--help`."""
 
+import dataclasses
 import json
 import shutil
 import sys
 import textwrap
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from softlaunch.arguments.old_names import current_options, idle_names, old_names
 from softlaunch.arguments.options import Option
+from softlaunch.messages import in_english
 
 _WIDTHS = 80, 120  # lines are no shorter and no longer, whatever the terminal
 _TITLES = {
@@ -46,8 +50,17 @@ _TRAINING_TITLES = {
 }
 
 
-def format_help(description: str = "") -> str:
-    """All options by group with type, limits and default, then the old names that are still accepted."""
+def format_help(
+    description: str = "",
+    *,
+    unused: Collection[str] = (),
+    classifies: bool = False,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> str:
+    """All options that a recipe reads by group with type, limits and default, then the old names still accepted.
+
+    `unused`, `classifies` and `defaults` are those of `parse_arguments`. In English.
+    """
     script = Path(sys.argv[0]).name
     lines = [f"usage: {script} [RUN.json] [--option value …]", ""]
     for paragraph in filter(None, description.strip().split("\n\n")):  # an indented one is a command
@@ -57,9 +70,14 @@ def format_help(description: str = "") -> str:
         "off, null unsets. Relative paths are relative to the current directory.",
         "",
     )
-    for title, options in _by_title().items():
+    options = [
+        dataclasses.replace(option, default=defaults.get(option.name, option.default))
+        for option in current_options().values()
+        if option.name not in unused and (classifies or option.group != "classification")
+    ]
+    for title, group in _by_title(options).items():
         lines += ["", f"{title}:"]
-        for option in options:
+        for option in group:
             lines += [f"  --{option.name}", *_fill(_describe(option), "      ")]
     lines += ["", "Old names, still accepted:"]
     for name, new in old_names().items():
@@ -70,12 +88,12 @@ def format_help(description: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
-def _by_title() -> dict[str, list[Option]]:
-    """All options under the titles that help shows, none of them empty."""
+def _by_title(options: Iterable[Option]) -> dict[str, list[Option]]:
+    """Options under the titles that help shows, none of them empty."""
     titles: dict[str, list[Option]] = {title: [] for title in (*_TITLES.values(), *_TRAINING_TITLES)}
-    for option in current_options().values():
+    for option in options:
         titles.setdefault(_title(option), []).append(option)
-    return {title: options for title, options in titles.items() if options}
+    return {title: group for title, group in titles.items() if group}
 
 
 def _title(option: Option) -> str:
@@ -86,7 +104,8 @@ def _title(option: Option) -> str:
 
 def _describe(option: Option) -> str:
     state = "required" if option.required else f"default: {_show(option.default)}"
-    return f"{option.help} ({option.allowed()}; {state})"
+    with in_english():
+        return f"{option.help} ({option.allowed()}; {state})"
 
 
 def _show(default: Any) -> str:

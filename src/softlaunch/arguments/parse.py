@@ -66,7 +66,8 @@ def parse_arguments(
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if "-h" in argv or "--help" in argv:
-        sys.stdout.write(format_help(description))
+        told = format_help(description, unused=frozenset(unused), classifies=classifies, defaults=defaults)
+        sys.stdout.write(told)
         raise SystemExit(0)
     return _construct(_read(argv, unused, methods, classifies=classifies, defaults=defaults), argv)
 

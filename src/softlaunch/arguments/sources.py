@@ -93,6 +93,8 @@ def _read_file(path: str, warnings: list[str]) -> list[Given]:
             msg=error.msg,
             hint=hint,
         ) from None
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of brackets
+        raise ArgumentError("{path}: the argument file cannot be read: {error}", path=path, error=error) from None
     if not isinstance(values, dict):
         raise ArgumentError(
             '{path}: an argument file holds one JSON object, {{"option": value, …}}, not {kind}',

@@ -29,8 +29,8 @@ from softlaunch.launching.check import (
 from softlaunch.launching.deepspeed_file import check_deepspeed_file, owned_values, read_deepspeed_file, resolved
 from softlaunch.launching.memory import GIB
 from softlaunch.launching.plan import make_plan
-from softlaunch.launching.settings import RunSettings, read_settings
-from softlaunch.launching.shape import read_shape
+from softlaunch.launching.settings import CLASSIFIER_DEFAULTS, RunSettings, read_settings
+from softlaunch.launching.shape import UnknownSize, read_shape
 from softlaunch.launching.strategy import Machines, Strategy, default_launch_file, read_strategy
 from softlaunch.messages import say
 
@@ -69,10 +69,25 @@ def run(arguments: argparse.Namespace) -> None:
 def _findings(arguments: argparse.Namespace) -> Iterator[Finding]:
     argv = [arguments.run_file, *arguments.overrides]
     parsed: list[Any] = []
-    yield from _step(say("arguments"), lambda: _check_arguments(argv, parsed))
     machines = Machines(arguments.nodes, arguments.gpus_per_node, arguments.gpu_memory_gib or 80.0)
+    settings: RunSettings | None = None
+    unread = None
     try:
         settings = read_settings(argv)
+    except UserError as error:
+        unread = error
+    yield from _step(say("arguments"), lambda: _check_arguments(argv, settings, parsed))
+    if settings is None:
+        if parsed:
+            yield Finding(PROBLEM, say("plan"), str(unread))
+        return
+    yield from _findings_of(settings, parsed, machines, arguments)
+
+
+def _findings_of(
+    settings: RunSettings, parsed: list[Any], machines: Machines, arguments: argparse.Namespace
+) -> Iterator[Finding]:
+    try:
         strategy = read_strategy(arguments.launch_file or default_launch_file(machines))
     except UserError as error:
         yield Finding(PROBLEM, say("plan"), str(error))
@@ -81,12 +96,12 @@ def _findings(arguments: argparse.Namespace) -> Iterator[Finding]:
     if not parsed:
         yield Finding(WARNING, say("base model, rows"), say("not looked at before the arguments are right"))
     else:
-        yield from _step(say("base model"), lambda: _check_base(parsed[0]))
+        yield from _step(say("base model"), lambda: _check_base(parsed[0], settings.classifies))
     if strategy.deepspeed_file is not None:
         yield from _step(say("DeepSpeed"), lambda: _check_deepspeed(strategy, settings, machines))
     yield from _step(say("memory"), lambda: _check_plan(settings, strategy, machines, arguments, found_gib))
     if parsed and not arguments.skip_data:
-        yield from _step(say("rows"), lambda: _check_rows(parsed[0]))
+        yield from _step(say("rows"), lambda: _check_rows(parsed[0], settings.classifies))
     if machines.on_gpu:
         yield check_gpus(machines.gpus_per_node, found_gib)
     if "WORLD_SIZE" not in os.environ:
@@ -98,31 +113,51 @@ def _step(what: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding
     """The findings of one check; what stops it is one too."""
     try:
         yield from check()
+    except UnknownSize as error:
+        yield Finding(WARNING, what, str(error))
     except UserError as error:
         yield Finding(PROBLEM, what, str(error))
 
 
-def _check_arguments(argv: list[str], parsed: list[Any]) -> Iterator[Finding]:
+def _check_arguments(argv: list[str], settings: RunSettings | None, parsed: list[Any]) -> Iterator[Finding]:
     from softlaunch.arguments import parse_arguments
+    from softlaunch.arguments.methods import chosen_methods
 
-    found = parse_arguments(argv)
+    classifies = settings is not None and settings.classifies
+    defaults = CLASSIFIER_DEFAULTS if classifies else {}
+    methods = () if settings is None or classifies else settings.methods
+    found = parse_arguments(argv, methods=methods, classifies=classifies, defaults=defaults)
+    if settings is not None:
+        chosen_methods(found, settings.methods)
     parsed.append(found)
     number = say("{number} options are given", number=len(found.sources))
     yield Finding(FINE, say("arguments"), number)
     yield from (Finding(WARNING, say("arguments"), warning) for warning in found.warnings)
+    if settings is not None:
+        yield Finding(FINE, say("method"), _method(settings))
 
 
-def _check_base(parsed: Any) -> Iterator[Finding]:
+def _method(settings: RunSettings) -> str:
+    names = " + ".join(settings.methods)
+    if settings.names_method:
+        return names
+    return say("no option names one: recipes/finetune_chatglm.py trains {method}, the others need more", method=names)
+
+
+def _check_base(parsed: Any, classifies: bool) -> Iterator[Finding]:
     from softlaunch.models import check_base
 
-    check_base(parsed)
+    check_base(parsed, answers=not classifies)
     yield Finding(FINE, say("base model"), say("{path} is complete", path=parsed.model.model_name_or_path))
 
 
 def _check_deepspeed(strategy: Strategy, settings: RunSettings, machines: Machines) -> Iterator[Finding]:
     assert strategy.deepspeed_file is not None
     check_deepspeed_file(strategy.deepspeed_file, settings, machines.num_processes)
-    hidden_size = read_shape(settings.model_name_or_path).hidden_size
+    try:
+        hidden_size = read_shape(settings.model_name_or_path).hidden_size
+    except UnknownSize:
+        hidden_size = None
     owned = owned_values(settings, machines.num_processes, hidden_size)
     values = resolved(read_deepspeed_file(strategy.deepspeed_file), owned)
     text = ", ".join(f"{key.removeprefix('zero_optimization.')} {value}" for key, value in values.items())
@@ -132,7 +167,7 @@ def _check_deepspeed(strategy: Strategy, settings: RunSettings, machines: Machin
 def _check_plan(
     settings: RunSettings, strategy: Strategy, machines: Machines, arguments: argparse.Namespace, found_gib: list[float]
 ) -> Iterator[Finding]:
-    plan = make_plan(read_shape(settings.model_name_or_path), settings, strategy, machines)
+    plan = make_plan(read_shape(settings.model_name_or_path, settings.num_classes), settings, strategy, machines)
     room = arguments.gpu_memory_gib or min(found_gib, default=None)
     peak = f"{plan.memory.peak / GIB:.1f}"
     if machines.on_gpu and room is not None:
@@ -145,11 +180,8 @@ def _check_plan(
         yield check_disk(settings.output_dir, plan.workload.disk_bytes)
 
 
-def _check_rows(parsed: Any) -> Iterator[Finding]:
+def _check_rows(parsed: Any, classifies: bool) -> Iterator[Finding]:
     import datasets
-
-    from softlaunch.data.dataset import load_rows
-    from softlaunch.models import load_base_tokenizer
 
     datasets.disable_progress_bars()
     told = _Told()
@@ -158,14 +190,32 @@ def _check_rows(parsed: Any) -> Iterator[Finding]:
     logger.setLevel(logging.WARNING)
     logger.propagate = False
     try:
-        rows = load_rows(parsed, load_base_tokenizer(parsed))
+        counts = _numbers_of_classified_rows(parsed) if classifies else _numbers_of_rows(parsed)
     finally:
         logger.removeHandler(told)
         logger.propagate = True
-    counts = {"train_file": rows.train, "validation_file": rows.validation, "test_file": rows.test}
-    text = ", ".join(f"{name} {len(found):,}" for name, found in counts.items() if found is not None)
-    yield Finding(FINE, say("rows"), text)
+    yield Finding(FINE, say("rows"), ", ".join(f"{name} {number:,}" for name, number in counts.items()))
     yield from (Finding(WARNING, say("rows"), record.getMessage()) for record in told.records)
+
+
+def _numbers_of_rows(parsed: Any) -> dict[str, int]:
+    from softlaunch.data.dataset import load_rows
+    from softlaunch.models import load_base_tokenizer
+
+    rows = load_rows(parsed, load_base_tokenizer(parsed))
+    found = {"train_file": rows.train, "validation_file": rows.validation, "test_file": rows.test}
+    return {name: len(part) for name, part in found.items() if part is not None}
+
+
+def _numbers_of_classified_rows(parsed: Any) -> dict[str, int]:
+    from softlaunch.data.classification import load_class_rows
+    from softlaunch.models.encoder import load_text_tokenizer
+    from softlaunch.training.classifier_model import trained_classes
+
+    model = parsed.model
+    tokenizer = load_text_tokenizer(model.model_name_or_path, parsed.data.max_source_length, **model.hub)
+    rows = load_class_rows(parsed, tokenizer, trained_classes(parsed))
+    return {say("classes"): len(rows.classes), **{step: len(part.encoded) for step, part in rows.steps.items()}}
 
 
 class _Told(logging.Handler):

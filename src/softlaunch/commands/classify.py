@@ -45,7 +45,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _ask(classify: TextClassifier) -> None:
     console = Console(highlight=False, markup=False)
-    console.print(say("classes: {names}. A text, or {quit} to end:", names=", ".join(classify.classes), quit=_QUIT))
+    console.print(
+        say("classes: {names}. A text, or {quit} to end:", names=", ".join(classify.classes), quit=_QUIT),
+        soft_wrap=True,
+    )
     while True:
         try:
             line = console.input("> ").strip()

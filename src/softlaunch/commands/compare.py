@@ -122,7 +122,7 @@ def _properties() -> dict[str, Callable[[RunSummary], str]]:
     return {
         say("trained parameters"): lambda run: _optional(run.trainable, "{:,}"),
         say("share of all parameters"): _trainable_share,
-        say("training, seconds"): lambda run: _optional(run.train_s, "{:,.0f}"),
+        say("training, seconds"): lambda run: _optional(run.train_s, "{:,.1f}"),
         say("peak memory, GiB"): lambda run: _optional(run.peak_memory_gib, "{:.2f}"),
         say("saved weights, MiB"): lambda run: _optional(
             None if run.saved_bytes is None else run.saved_bytes / _MIB, "{:,.2f}"

@@ -50,12 +50,14 @@ def run(arguments: argparse.Namespace) -> None:
     settings = read_settings([arguments.run_file, *arguments.overrides])
     machines = Machines(arguments.nodes, arguments.gpus_per_node, arguments.gpu_memory_gib)
     strategy = read_strategy(arguments.launch_file or default_launch_file(machines))
-    plan = make_plan(read_shape(settings.model_name_or_path), settings, strategy, machines)
+    plan = make_plan(read_shape(settings.model_name_or_path, settings.num_classes), settings, strategy, machines)
     console = Console()
     if arguments.json:
         console.print_json(json.dumps(_figures(plan)))
         return
     console.print(_title(plan, arguments.run_file), highlight=False)
+    if not settings.names_method:
+        console.print(say("No option names a method, so this is for all of the base; --tuning lora, say, for another."))
     console.print(_memory_table(plan))
     for line in [*_workload_lines(plan, arguments.tflops, arguments.link_gb_per_s), *_host_lines(plan)]:
         console.print(line, highlight=False)

@@ -10,12 +10,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from softlaunch.errors import ArgumentError
+from softlaunch.errors import ArgumentError, CheckpointError
 from softlaunch.launching.settings import read_settings
-from softlaunch.launching.status import FINISHED, PREEMPTED, RUNNING, SILENT, STARTING, RunStatus, read_status
+from softlaunch.launching.status import DEAD, FINISHED, PREEMPTED, RUNNING, SILENT, STARTING, RunStatus, read_status
 from softlaunch.messages import say
 
-_STYLES = {FINISHED: "green", RUNNING: "cyan", STARTING: "cyan", PREEMPTED: "yellow", SILENT: "red"}
+_STYLES = {FINISHED: "green", RUNNING: "cyan", STARTING: "cyan", PREEMPTED: "yellow", SILENT: "red", DEAD: "red"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,15 +24,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print a line per run."""
-    statuses = [read_status(_directory(run)) for run in arguments.runs]
-    console = Console(highlight=False)
+    """Print a line per run. Directories without a run are named, and are an error when there is no other."""
+    statuses, problems = [], []
+    for name in arguments.runs:
+        try:
+            statuses.append(read_status(_directory(name)))
+        except CheckpointError as error:
+            problems.append(error)
+    if not statuses:
+        raise problems[0]
+    console, notes = Console(highlight=False), Console(stderr=True, highlight=False, markup=False)
+    for problem in problems:
+        notes.print(str(problem), soft_wrap=True)
     if arguments.json:
         for status in statuses:
             text = json.dumps({**dataclasses.asdict(status), "directory": str(status.directory)}, ensure_ascii=False)
             console.print(text, soft_wrap=True, markup=False)
         return
     console.print(_table(statuses))
+    for status in statuses:
+        if status.state == DEAD:
+            logs = " ".join(str(status.directory / "logs" / name) for name in status.logs)
+            text = say("{run} died; started again, it goes on from its last checkpoint.", run=status.directory)
+            wrote = [say("Its processes wrote {logs}", logs=logs)] if logs else []
+            console.print(" ".join([text, *wrote]), soft_wrap=True, markup=False)
 
 
 def _directory(run: str) -> Path:
@@ -86,6 +101,7 @@ def _state(status: RunStatus) -> str:
         RUNNING: say("running"),
         STARTING: say("starting"),
         SILENT: say("silent"),
+        DEAD: say("dead"),
     }[status.state]
 
 

@@ -1,17 +1,16 @@
 """Where the rows of a classification run come from: files, and the splits of a `datasets` directory or hub name."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 
 from softlaunch.arguments import Arguments
+from softlaunch.data.hub import hub_splits
 from softlaunch.data.labelled import LabelledRow
 from softlaunch.data.sources import place
 from softlaunch.errors import DataError
 
-_HUB_NAME = re.compile(r"[\w-]+/[\w-]+")  # without a dot, which a misspelt file has as a rule
 _OTHER_NAMES = {"validation": ("validation", "valid", "dev"), "test": ("test",), "train": ("train",)}
 
 
@@ -72,17 +71,7 @@ def _splits(name: str) -> dict[str, Source]:
     path = Path(name)
     if (path / "dataset_dict.json").is_file():
         return _by_step({folder.name: Source(folder) for folder in path.iterdir() if folder.is_dir()})
-    if path.exists() or not _HUB_NAME.fullmatch(name):
-        return {}
-    try:
-        loaded = datasets.load_dataset(name)
-    except Exception as error:  # whatever datasets, the hub's client and the network raise
-        raise DataError(
-            "{name}: no such file or directory, and no dataset of this name can be loaded from the hub: {error}",
-            name=name,
-            error=error,
-        ) from error
-    return _by_step({split: Source(Path(f"{name}/{split}"), rows) for split, rows in loaded.items()})
+    return _by_step({split: Source(Path(f"{name}/{split}"), rows) for split, rows in hub_splits(name).items()})
 
 
 def _by_step(splits: dict[str, Source]) -> dict[str, Source]:

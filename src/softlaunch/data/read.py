@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from filelock import FileLock
 
 from softlaunch.data.check import Columns, Kind, Problems, check_row, require_columns, say_kind
+from softlaunch.data.hub import hub_rows
 from softlaunch.data.parallel import Stretch, available_cores, can_split, run, split
 from softlaunch.data.sources import BadRow, Record, is_json_lines, records, require_source
 from softlaunch.data.text_encoding import codec_name, encoding_error
@@ -52,7 +53,7 @@ def read_rows(
     """Reads and checks a file of prompts and responses: JSON lines, a JSON array, CSV, TSV, Parquet, `save_to_disk`.
 
     Args:
-        path: the file, or the directory that `Dataset.save_to_disk` wrote.
+        path: the file, the directory that `Dataset.save_to_disk` wrote, or a name on the hub (see `hub`).
         prompt_column: name of the column of prompts; an empty prompt is a bad row.
         response_column: name of the column of responses; an empty or missing one is a bad row if `require_response`.
         history_column: name of the column of earlier turns, lists of [question, answer]; null or missing means none.
@@ -91,8 +92,13 @@ def read_rows(
 
 
 def _content_digest(path: Path) -> str:
-    """A hash of the file; of a saved dataset, of its state, which holds a fingerprint that every change renews."""
+    """A hash of the file; of a saved dataset, of its state, which holds a fingerprint that every change renews.
+
+    Of a hub name, the fingerprint itself.
+    """
     digest = hashlib.sha256()
+    if not path.exists():
+        return str(getattr(hub_rows(path), "_fingerprint", ""))
     with (path / "state.json" if path.is_dir() else path).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

@@ -4,6 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -60,6 +61,8 @@ class LengthReport:
         names = [say("rows"), say("median"), "90 %", "99 %", say("longest"), say("limit"), say("rows cut")]
         for name in names:
             table.add_column(name, justify="right")
+        files = {file for file, *_ in self._lines}
+        names_differ = len({Path(file).name for file in files}) == len(files)
         for file, part, lengths, cut in self._lines:
             ordered = sorted(lengths)
             numbers = [len(lengths), *(ordered[int(share * (len(ordered) - 1))] for share in _SHARES)]
@@ -67,7 +70,7 @@ class LengthReport:
             what = say("prompt") if part == "source" else say("answer")
             num_cut = sum(n > 0 for n in cut)
             cells = [f"{number:,}" for number in (*numbers, limit, num_cut)]
-            table.add_row(file, what, *cells, style="yellow" if num_cut else None)
+            table.add_row(Path(file).name if names_differ else file, what, *cells, style="yellow" if num_cut else None)
         return table
 
 

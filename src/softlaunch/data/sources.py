@@ -1,8 +1,8 @@
 """Data files as streams of records, whatever their format; nothing here holds a whole file in memory.
 
-A record is `(number, fields)`: the line on which the row begins, counted from 1 (for Parquet files and `datasets`
-directories, which have no lines, the row, counted from 0), and either a dict of its fields or a `BadRow` where the
-format itself is broken.
+A record is `(number, fields)`: the line on which the row begins, counted from 1 (for Parquet files, `datasets`
+directories and hub names, which have no lines, the row, counted from 0), and either a dict of its fields or a `BadRow`
+where the format itself is broken.
 """
 
 import csv
@@ -15,9 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from softlaunch.data.hub import hub_rows
 from softlaunch.data.json_array import array_values
 from softlaunch.data.text_encoding import encoding_error
 from softlaunch.errors import DataError
+from softlaunch.files import is_inside, read_json_object
 from softlaunch.messages import say
 
 _START_CHARACTERS = 1 << 16  # enough to know the format by, and to hold any argument file
@@ -54,16 +56,18 @@ def require_source(path: Path) -> None:
     """Stops if there is nothing to read at `path`.
 
     Raises:
-        DataError: no such file, or a directory that is no saved dataset.
+        DataError: no such file, a directory that is no saved dataset, or no such dataset on the hub.
     """
     if path.is_dir():
         _require_dataset_directory(path)
-    elif not path.exists():
+    elif not path.exists() and hub_rows(path) is None:
         raise _missing(path)
 
 
 def records(path: Path, codec: str) -> Iterator[Record]:
-    """Streams the records of a file or of a `datasets` directory; its content, then its suffix, tell the format.
+    """Streams the records of a file, a `datasets` directory or a hub name (see `hub`).
+
+    A file's content, then its suffix, tell the format.
 
     Raises:
         DataError: empty, of no known format, wrongly encoded, or broken beyond a single row.
@@ -94,7 +98,8 @@ def refuse_argument_file(path: Path, fields: dict[str, Any]) -> None:
 
 def _allowed() -> str:
     return say(
-        "Allowed: JSON lines, one JSON array, CSV (.csv), TSV (.tsv), Parquet, a directory that save_to_disk wrote."
+        "Allowed: JSON lines, one JSON array, CSV (.csv), TSV (.tsv), Parquet, a directory that save_to_disk wrote, a "
+        "dataset's name on the hub."
     )
 
 
@@ -110,13 +115,13 @@ def _missing(path: Path) -> DataError:
 
 
 def _require_dataset_directory(path: Path) -> None:
-    if (path / "dataset_dict.json").exists():
-        splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
+    splits = read_json_object(path / "dataset_dict.json").get("splits")
+    if isinstance(splits, list) and splits:
         raise DataError(
             "{path} holds several splits: {splits}. Give one, such as {first}.",
             path=path,
-            splits=", ".join(splits),
-            first=path / splits[0],
+            splits=", ".join(map(str, splits)),
+            first=path / str(splits[0]),
         )
     if not (path / "state.json").exists():
         raise DataError(
@@ -124,6 +129,10 @@ def _require_dataset_directory(path: Path) -> None:
             path=path,
             allowed=_allowed(),
         )
+    parts = read_json_object(path / "state.json").get("_data_files")
+    names = [part.get("filename") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    if not all(isinstance(name, str) and is_inside(name) for name in names):
+        raise DataError("{path}: state.json names files outside of its directory; do not use this data", path=path)
 
 
 def _is_parquet(path: Path) -> bool:
@@ -134,6 +143,8 @@ def _is_parquet(path: Path) -> bool:
 def _reader(path: Path, codec: str) -> Callable[[Path], Iterator[Record]]:
     if path.is_dir():
         return _dataset_directory
+    if not path.exists():
+        return _hub_dataset
     if _is_parquet(path):
         return _parquet
     _refuse_binary(path)
@@ -277,4 +288,12 @@ def _parquet(path: Path) -> Iterator[Record]:
 def _dataset_directory(path: Path) -> Iterator[Record]:
     from datasets import load_from_disk
 
-    yield from enumerate(load_from_disk(str(path)))
+    try:
+        rows = load_from_disk(str(path))
+    except Exception as error:  # whatever datasets and Arrow raise over files that are not what they seem
+        raise DataError("{path} cannot be read as a saved dataset: {error}", path=path, error=error) from error
+    yield from enumerate(rows)
+
+
+def _hub_dataset(path: Path) -> Iterator[Record]:
+    yield from enumerate(hub_rows(path) or ())

@@ -71,6 +71,8 @@ def draw_confusion_on(axes, matrix: np.ndarray, names: Sequence[str], font: str 
 
 def font_with(text: str) -> str | None:
     """A font family that has all characters of `text`; matplotlib's own where it has them."""
+    # Fonts that say "medium" where others say "normal" would be announced with every picture
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     wanted = {ord(character) for character in text if not character.isspace()}
     own = font_manager.FontProperties()
     if wanted <= _characters(font_manager.findfont(own)):

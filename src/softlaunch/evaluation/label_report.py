@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from softlaunch.data.classification import Texts
 from softlaunch.evaluation.confusion_picture import draw_confusion
@@ -17,6 +19,8 @@ from softlaunch.messages import say
 
 PREDICTIONS_FILE = "predictions.jsonl"
 _MAX_MISTAKES = 20
+_FILE_WIDTH = 120  # where the output goes into a file or a pipe, whose width nobody knows
+_TITLE_WIDTH = 48  # so that the title stays on one line
 
 
 def report_classes(
@@ -42,7 +46,10 @@ def report_classes(
     per_class = scores_per_class(logits[labelled], labels[labelled], names)
     mistakes = confident_mistakes(texts, records)
     _write_lines(output_dir / f"{step}_mistakes.jsonl", mistakes)
-    Console().print(_tables(step, scores, per_class, mistakes))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_FILE_WIDTH)
+    console.print(_tables(step, scores, per_class, mistakes))
     return {
         **{f"{step}_{name}": value for name, value in scores.items()},
         f"{step}_num_labelled": int(labelled.sum()),
@@ -94,21 +101,22 @@ def _tables(
     step: str, scores: dict[str, float], per_class: dict[str, dict[str, float]], mistakes: list[dict[str, Any]]
 ) -> Group:
     classes = Table(
-        title=f"{step}: " + ", ".join(f"{n} {scores[n]:.4f}" for n in ("accuracy", "f1_macro", "f1_weighted"))
+        title=f"{step}: accuracy {scores['accuracy']:.4f}, macro F1 {scores['f1_macro']:.4f}", min_width=_TITLE_WIDTH
     )
     for name in (say("class"), "precision", "recall", "f1", say("rows")):
         classes.add_column(name, justify="left" if name == say("class") else "right")
     for name, values in per_class.items():
         classes.add_row(
-            name, *(f"{values[key]:.4f}" for key in ("precision", "recall", "f1")), f"{values['support']:,}"
+            escape(name), *(f"{values[key]:.4f}" for key in ("precision", "recall", "f1")), f"{values['support']:,}"
         )
     table = Table(title=say("the most confident mistakes"))
     for name in (say("where"), say("class"), say("taken for"), "p"):
-        table.add_column(name)
-    table.add_column(say("text"), ratio=1, no_wrap=True, overflow="ellipsis")
+        table.add_column(name, no_wrap=True)
+    table.add_column(say("text"))  # the only column that gives way
     for mistake in mistakes:
-        place = Path(mistake["place"]).name
-        table.add_row(place, mistake["labels"], mistake["predict"], f"{mistake['probability']:.3f}", mistake["text"])
+        place, shown = Path(mistake["place"]).name, f"{mistake['probability']:.3f}"
+        text = Text(mistake["text"].replace("\n", " "), no_wrap=True, overflow="ellipsis")
+        table.add_row(*map(escape, (place, mistake["labels"], mistake["predict"])), shown, text)
     return Group(classes, *([table] if mistakes else []))
 
 

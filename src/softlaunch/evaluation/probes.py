@@ -1,6 +1,7 @@
 """A few prompts that are answered before training and after it: what the training has done, for the eye."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from softlaunch.data.dataset import Rows, encode_options
 from softlaunch.data.encode import IGNORED_LABEL, encode_for_generation
 from softlaunch.evaluation.comparison import answer_table
 from softlaunch.evaluation.predict import GenerationOptions, generate_answers, share_of_process
+from softlaunch.files import write_text
 from softlaunch.messages import say
+
+logger = logging.getLogger(__name__)
 
 PROBES_FILE = "probes.jsonl"
 _NUM_ROWS = 3
@@ -66,12 +70,13 @@ class Probes(TrainerCallback):
         ]
 
     def _write(self, records: list[dict[str, Any]]) -> None:
-        if self.share["process_index"] == 0:
+        if self.share["process_index"] != 0:
+            return
+        try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-            whole = self.file.with_name(f".{self.file.name}")
-            whole.write_text("".join(lines), encoding="utf-8")
-            whole.replace(self.file)
+            write_text(self.file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        except OSError as error:  # a full disk stops no training
+            logger.error(say("{file} cannot be written: {error}", file=self.file, error=error))
 
     def _read(self) -> list[dict[str, Any]]:
         lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.is_file() else []

@@ -35,7 +35,7 @@ def draw_runs(runs: list[RunSummary], output: Path) -> bool:
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     _draw_curves(parts[0], runs)
     named = _draw_matrices(parts[1], classifiers, num_rows, num_columns) if classifiers else True
-    figure.savefig(output, dpi=_DPI)
+    figure.savefig(output, dpi=_DPI, bbox_inches="tight")  # else long class names push the axis's own name out
     return named
 
 

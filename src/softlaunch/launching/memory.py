@@ -74,9 +74,10 @@ def training_memory(shape: ModelShape, settings: RunSettings, strategy: Strategy
     always = states.weights + states.in_use + states.trained + fixed
     moments = {"model loaded": always}
     if settings.do_train:
+        features = settings.methods == ("head",)
         accumulated = states.gradients if settings.gradient_accumulation_steps > 1 or not precision.trains_base else 0
-        layer = layer_gradient_bytes(shape, precision, batch)
-        if settings.activation_checkpointing:
+        layer = 0 if features else layer_gradient_bytes(shape, precision, batch)
+        if not features and settings.activation_checkpointing:
             layer += layer_bytes(shape, settings, precision, batch)
         training = always + states.optimizer
         moments |= {
@@ -124,6 +125,8 @@ def model_states(
     loaded = frozen + number * base_trained
     if precision.trains_base and precision.is_half and not has_copies:
         own += precision.size * trained  # autocast keeps its copies in half precision for the backward pass
+    if settings.classifies and precision.is_half and not (precision.trains_base or "head" in settings.methods):
+        own += precision.size * shape.num_layers * shape.matrix_parameters  # of frozen ones likewise
     in_use = 0
     if stage >= 1:
         optimizer //= processes
@@ -133,7 +136,7 @@ def model_states(
         gradients *= 2  # the buckets that are reduced
     if stage == 3:
         whole = weights + own
-        live = 2 * shape.block_parameters + shape.head_parameters if strategy.fsdp else _ZERO3_LIVE_PARAMETERS
+        live = 2 * shape.block_parameters + shape.outer_parameters if strategy.fsdp else _ZERO3_LIVE_PARAMETERS
         in_use = min(whole - whole // processes, live * precision.size)
         weights, own = weights // processes, own // processes
     if strategy.offloads_optimizer:
@@ -152,7 +155,7 @@ def host_bytes(
     tensor, so that only a GPU's memory holds it.
     """
     per_node = machines.processes_per_node
-    base = _frozen_bytes(shape, settings, precision) + _trained_of_base(shape, settings) * precision.size
+    base = _frozen_bytes(shape, settings, precision) + _trained_of_base(shape, settings) * precision.weight_size
     if settings.quantization_bit is not None and machines.on_gpu:
         loading = 0
     else:
@@ -177,7 +180,7 @@ def _trained_of_base(shape: ModelShape, settings: RunSettings) -> int:
 
 def _frozen_bytes(shape: ModelShape, settings: RunSettings, precision: Precision) -> int:
     if settings.quantization_bit is None:
-        return (shape.parameters - _trained_of_base(shape, settings)) * precision.size
+        return (shape.parameters - _trained_of_base(shape, settings)) * precision.weight_size
     packed = shape.num_layers * shape.matrix_parameters
     per_number = {4: _NF4_BYTES, 8: 1.0}[settings.quantization_bit]
     return int(packed * per_number) + (shape.parameters - packed) * precision.size

@@ -79,10 +79,34 @@ def _advice(shape: ModelShape, settings: RunSettings, strategy: Strategy, machin
     alone = next((change for change in _candidates(settings, strategy, machines) if peak(change) <= room), None)
     if alone is not None:
         return (alone,)
+    return _in_order(shape, settings, strategy, machines) or _by_effect(shape, settings, strategy, machines)
+
+
+def _in_order(shape: ModelShape, settings: RunSettings, strategy: Strategy, machines: Machines) -> tuple[Change, ...]:
+    """Setting by setting, cheap ones first, each as mildly as is enough and else as far as it goes."""
+    found: list[Change] = []
+    peak, room = training_memory(shape, settings, strategy, machines).peak, machines.gpu_memory_gib * GIB
+    for name in dict.fromkeys(change.name for change in _candidates(settings, strategy, machines)):
+        for change in [c for c in _candidates(settings, strategy, machines) if c.name == name]:
+            left = training_memory(shape, change.settings, change.strategy, machines).peak
+            if left < peak:
+                found = [*(c for c in found if c.name != name), change]
+                settings, strategy, peak = change.settings, change.strategy, left
+            if left <= room:
+                return tuple(found)
+    return ()
+
+
+def _by_effect(shape: ModelShape, settings: RunSettings, strategy: Strategy, machines: Machines) -> tuple[Change, ...]:
+    """The changes that save most, one after the other."""
+
+    def peak(change: Change) -> int:
+        return training_memory(shape, change.settings, change.strategy, machines).peak
+
     found: list[Change] = []
     while True:
         before = training_memory(shape, settings, strategy, machines).peak
-        if before <= room:
+        if before <= machines.gpu_memory_gib * GIB:
             return tuple(found)
         # The smallest batch that a change of the batch leads to: each setting is named once
         tried = {c.name: c for c in _candidates(settings, strategy, machines)}
@@ -113,12 +137,14 @@ def _candidates(settings: RunSettings, strategy: Strategy, machines: Machines) -
             gradient_accumulation_steps=steps,
         )
     trains_base = {"full", "freeze"} & set(settings.methods)
-    if settings.quantization_bit is None and not trains_base and strategy.stage < 3:
+    may_quantize = not (trains_base or settings.classifies)
+    if settings.quantization_bit is None and may_quantize and strategy.stage < 3:
         for bits in (8, 4):
             yield change("quantization_bit", str(bits), quantization_bit=bits)
     elif settings.quantization_bit == 8:
         yield change("quantization_bit", "4", quantization_bit=4)
-    if settings.quantization_bit is None and not (settings.bf16 or settings.fp16) and "full" in settings.methods:
+    is_float32 = "full" in settings.methods or settings.classifies
+    if settings.quantization_bit is None and not (settings.bf16 or settings.fp16) and is_float32:
         yield change("bf16", "true", bf16=True)
     if machines.num_processes > 1 and strategy.stage < 3 and settings.quantization_bit is None:
         yield Change("--launch-file", "launch/accelerate/zero3.yaml", settings, _ZERO3)

@@ -7,7 +7,7 @@ module only what it reads.
 import dataclasses
 import difflib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -33,12 +33,37 @@ _PEFT_TYPES = {
     "PROMPT_TUNING": "prompt_tuning",
     "P_TUNING": "p_tuning",
 }
+# Encoders of texts, and options of recipes/classify.py: a run with either tells classes apart
+_ENCODERS = {
+    *("bert", "roberta", "xlm-roberta", "electra", "distilbert", "albert", "ernie", "camembert", "mpnet", "nezha"),
+    *("deberta", "deberta-v2", "modernbert"),
+}
+_CLASSIFICATION = (
+    *("text_column", "text_pair_column", "label_column", "class_file", "num_labels", "validation_share"),
+    *("class_weights", "early_stopping_patience", "early_stopping_threshold"),
+)
+CLASSIFIER_DEFAULTS = {"metric_for_best_model": "f1_macro", "max_source_length": 128}  # of that recipe
+# Options that tell which method is meant where `tuning` is not given
+_TELLING = {
+    "prompt_tuning": ("prompt_init", "prompt_init_text"),
+    "p_tuning": ("encoder_type", "encoder_hidden_size", "encoder_num_layers"),
+    "ia3": ("ia3_target_modules", "ia3_feedforward_modules"),
+    "lora": ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora"),
+}
+_AT_LEAST_1 = (
+    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_source_length"),
+    *("max_target_length", "val_max_target_length", "num_beams", "pre_seq_len", "lora_r", "freeze_trainable_layers"),
+    *("max_train_samples", "save_total_limit", "encoder_hidden_size", "encoder_num_layers", "num_labels"),
+)
 METHODS = ("p_tuning_v2", "lora", "ia3", "prompt_tuning", "p_tuning", "full", "freeze", "head")
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a plan, a job and a look at a run need to know of its arguments."""
+    """What a plan, a job and a look at a run need to know of its arguments.
+
+    `classifies`: whether it is a run of recipes/classify.py.
+    """
 
     model_name_or_path: str = ""
     dtype: str = "auto"
@@ -48,14 +73,29 @@ class RunSettings:
     pre_seq_len: int | None = None
     prefix_projection: bool = False
     prefix_init: str = "random"
+    prompt_init: str = "random"
+    prompt_init_text: str | None = None
+    encoder_type: str = "mlp"
+    encoder_hidden_size: int | None = None
+    encoder_num_layers: int = 2
     lora_r: int | None = None
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    use_dora: bool = False
+    modules_to_save: list[str] | None = None
     lora_target_modules: list[str] | str = "auto"
     ia3_target_modules: list[str] | str = "auto"
+    ia3_feedforward_modules: list[str] | str = "auto"
     freeze_trainable_layers: int | None = None
     train_file: str | None = None
     validation_file: str | None = None
     test_file: str | None = None
     prompt_column: str = "prompt"
+    text_column: str | int = "text"
+    class_file: str | None = None
+    num_labels: int | None = None
+    validation_share: float = 0.1
     max_train_samples: int | None = None
     max_source_length: int = 64
     max_target_length: int = 128
@@ -84,31 +124,42 @@ class RunSettings:
     save_steps: float = 500
     save_total_limit: int | None = None
     deepspeed: str | dict[str, Any] | None = None
+    classifies: bool = field(default=False, metadata={"found": "by the base and the options"})
 
     @property
     def names_method(self) -> bool:
         """Whether the settings alone say what is trained; else the recipe does, and `methods` takes the whole base."""
-        asked = (self.tuning, self.pre_seq_len, self.lora_r, self.freeze_trainable_layers)
-        return any(value is not None for value in asked) or self.prefix_init == "text"
+        return self._asked() != () or self.classifies
 
     @property
     def methods(self) -> tuple[str, ...]:
         """What is trained, by the names of `METHODS`; a prefix and LoRA may be trained together."""
+        return self._asked() or (("lora",) if self.classifies else ("full",))
+
+    def _asked(self) -> tuple[str, ...]:
         if self.tuning is not None and self.tuning not in ("p_tuning_v2", "lora"):
             return (self.tuning,)
+        defaults = RunSettings.__dataclass_fields__
+        told = [m for m, names in _TELLING.items() if any(getattr(self, n) != defaults[n].default for n in names)]
+        if self.tuning is None and told and told[0] != "lora":
+            return (told[0],)
         prefix = self.pre_seq_len is not None or self.prefix_init == "text"
-        asked = {"p_tuning_v2": prefix, "lora": self.lora_r is not None}
+        asked = {"p_tuning_v2": prefix, "lora": "lora" in told}
         found = tuple(m for m, given in asked.items() if given or m == self.tuning)
-        return found or (("full",) if self.freeze_trainable_layers is None else ("freeze",))
+        return found or (() if self.freeze_trainable_layers is None else ("freeze",))
 
     @property
     def row_tokens(self) -> int:
         """Tokens of the longest row that the limits allow; the answer is followed by one that ends it."""
+        if self.classifies:
+            return self.max_source_length
         return self.max_source_length + self.max_target_length + 1
 
     @property
     def label_tokens(self) -> int:
-        """Tokens of such a row that carry loss."""
+        """Tokens of such a row that carry loss, at which there are logits over the vocabulary."""
+        if self.classifies:
+            return 0
         return self.row_tokens if self.train_on_all_turns else self.max_target_length + 1
 
     @property
@@ -117,11 +168,21 @@ class RunSettings:
 
     @property
     def generates(self) -> bool:
-        return self.do_predict or (self.predict_with_generate and (self.do_eval or self.eval_strategy != "no"))
+        asked = self.do_predict or (self.predict_with_generate and (self.do_eval or self.eval_strategy != "no"))
+        return asked and not self.classifies
 
     @property
     def evaluates(self) -> bool:
-        return self.do_eval or self.eval_strategy != "no"
+        encodes = self.classifies and (self.do_predict or "head" in self.methods)
+        return self.do_eval or self.eval_strategy != "no" or encodes
+
+    @property
+    def num_classes(self) -> int | None:
+        """As `class_file` or `num_labels` say; the rows, which are not read here, may say otherwise."""
+        try:
+            return len(Path(self.class_file or "").read_text(encoding="utf-8", errors="replace").rstrip().splitlines())
+        except OSError:
+            return self.num_labels
 
 
 def settings_of(*groups: Any) -> RunSettings:
@@ -132,7 +193,8 @@ def settings_of(*groups: Any) -> RunSettings:
             values[name] = values[old]
     values = {name: values[name] for name in RunSettings.__dataclass_fields__ if name in values}
     values = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
-    return _with_adapter(RunSettings(**values))
+    classifies = _is_encoder(values["model_name_or_path"])
+    return _with_adapter(RunSettings(**values, classifies=classifies))
 
 
 def read_settings(argv: list[str]) -> RunSettings:
@@ -147,6 +209,7 @@ def read_settings(argv: list[str]) -> RunSettings:
         name = OLD_NAMES.get(item.name, item.name)
         if name in hints:
             values[name] = _value(item, hints[name])
+            _check_range(item, name, values[name])
     if not values.get("model_name_or_path"):
         near = difflib.get_close_matches("model_name_or_path", [item.name for item in given], n=1)
         raise ArgumentError(
@@ -157,7 +220,17 @@ def read_settings(argv: list[str]) -> RunSettings:
         raise ArgumentError(
             "tuning is {method!r}; allowed are {known}", method=values["tuning"], known=", ".join(METHODS)
         )
+    classifies = values.get("tuning") == "head" or _is_encoder(values["model_name_or_path"])
+    if classifies or any(item.name in _CLASSIFICATION for item in given):
+        values = {"max_source_length": CLASSIFIER_DEFAULTS["max_source_length"], **values, "classifies": True}
     return _with_adapter(RunSettings(**values))
+
+
+def _is_encoder(base: str) -> bool:
+    try:
+        return json.loads((Path(base) / "config.json").read_text(encoding="utf-8"))["model_type"] in _ENCODERS
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _with_adapter(settings: RunSettings) -> RunSettings:
@@ -198,6 +271,13 @@ def _value(given: Given, hint: Any) -> Any:
             given=given.shown,
         )
     return value
+
+
+def _check_range(given: Given, name: str, value: Any) -> None:
+    if name in _AT_LEAST_1 and value is not None and value < 1:
+        raise ArgumentError("{given} must be at least 1", given=given.shown)
+    if name == "quantization_bit" and value not in (None, 4, 8):
+        raise ArgumentError("{given} must be 4 or 8", given=given.shown)
 
 
 def _from_words(words: list[str], kinds: set[Any]) -> Any:

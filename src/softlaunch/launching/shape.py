@@ -12,11 +12,16 @@ from typing import Any
 from softlaunch.errors import CheckpointError
 
 
+class UnknownSize(CheckpointError):
+    """Something that a plan cannot tell; the run itself may be fine."""
+
+
 @dataclass(frozen=True)
 class ModelShape:
-    """A decoder with grouped-query attention and a gated MLP.
+    """A decoder with grouped-query attention and a gated MLP, or an encoder of texts that tells classes apart.
 
     `matrices`: of every linear layer in a block (inputs, outputs). `other_parameters`: a block's biases and norms.
+    `outer_parameters`: what stands outside of the blocks, with the `head_parameters` of an encoder's new head.
     """
 
     model_type: str
@@ -30,9 +35,11 @@ class ModelShape:
     max_length: int
     matrices: dict[str, tuple[int, int]]
     other_parameters: int
-    num_norms: int  # RMSNorms over the hidden size in a block
+    num_norms: int  # over the hidden size in a block
     normalizes_heads: bool  # RMSNorms over queries and keys
-    tied: bool
+    outer_parameters: int
+    is_encoder: bool = False
+    head_parameters: int = 0
 
     @property
     def query_size(self) -> int:
@@ -53,26 +60,22 @@ class ModelShape:
         return self.matrix_parameters + self.other_parameters
 
     @property
-    def head_parameters(self) -> int:
-        """Embedding, output layer (once if tied) and the last norm."""
-        return (1 if self.tied else 2) * self.vocab_size * self.hidden_size + self.hidden_size
-
-    @property
     def parameters(self) -> int:
-        return self.num_layers * self.block_parameters + self.head_parameters
+        return self.num_layers * self.block_parameters + self.outer_parameters
 
 
-def read_shape(directory: str | Path) -> ModelShape:
+def read_shape(directory: str | Path, num_labels: int | None = None) -> ModelShape:
     """The shape of the checkpoint in `directory`, as released or in transformers' layout.
 
-    Raises CheckpointError when there is no readable config.json, or when it describes an architecture whose sizes are
-    not known here.
+    `num_labels`: the classes that an encoder is to tell apart; as many as its config has if None. Raises
+    CheckpointError when there is no readable config.json, or when it describes an architecture whose sizes are not
+    known here (UnknownSize).
     """
     file = Path(directory) / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(
+        raise UnknownSize(
             "{file} cannot be read ({error}). A plan needs the checkpoint's config.json on this machine, not its "
             "weights: fetch that one file, or give the directory as --model_name_or_path",
             file=file,
@@ -81,13 +84,22 @@ def read_shape(directory: str | Path) -> ModelShape:
     except ValueError as error:
         raise CheckpointError("{file} is no valid JSON: {error}", file=file, error=error) from None
     family = str(config.get("model_type"))
-    if family not in _FAMILIES:
+    if family == "chatglm" and "position_encoding_2d" in config:
         raise CheckpointError(
+            "{file} is a ChatGLM-6B of the first generation, which cannot be trained here; ChatGLM2, ChatGLM3 and "
+            "GLM-4 can",
+            file=file,
+        )
+    if num_labels is not None:
+        config["id2label"] = dict.fromkeys(map(str, range(num_labels)))
+    if family not in _FAMILIES:
+        raise UnknownSize(
             "{file}: model_type {family!r} is none whose sizes are known; known are {known}",
             file=file,
             family=family,
             known=", ".join(sorted(_FAMILIES)),
         )
+    config["lacks_pooler"] = _lacks_pooler(Path(directory) / "model.safetensors")
     try:
         return _FAMILIES[family](config)
     except KeyError as error:
@@ -134,6 +146,39 @@ def _qwen3(config: dict[str, Any]) -> ModelShape:
     return _decoder(config, qkv_bias=bias, output_bias=bias, normalizes_heads=True, head_dim=128)
 
 
+def _bert(config: dict[str, Any]) -> ModelShape:
+    """Its classifier is one layer behind the pooler, which is new too where masked words alone were learnt."""
+    hidden = config["hidden_size"]
+    pooler, classifier = hidden * hidden + hidden, _num_labels(config) * (hidden + 1)
+    new = config["lacks_pooler"]
+    return _encoder(config, outer=0 if new else pooler, head=classifier + (pooler if new else 0))
+
+
+def _roberta(config: dict[str, Any]) -> ModelShape:
+    """Without a pooler; its classifier is two layers."""
+    hidden = config["hidden_size"]
+    return _encoder(config, outer=0, head=hidden * hidden + hidden + _num_labels(config) * (hidden + 1))
+
+
+def _lacks_pooler(weights: Path) -> bool:
+    """By the names in the head of the file; without such a file the pooler is taken to be there."""
+    try:
+        with weights.open("rb") as file:
+            names = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    except (OSError, ValueError):
+        return False
+    return not any("pooler" in name for name in names)
+
+
+def _num_labels(config: dict[str, Any]) -> int:
+    return len(config.get("id2label") or (0, 1))
+
+
+ENCODERS: dict[str, Callable[[dict[str, Any]], ModelShape]] = {
+    "bert": _bert,
+    "roberta": _roberta,
+    "xlm-roberta": _roberta,
+}
 _FAMILIES: dict[str, Callable[[dict[str, Any]], ModelShape]] = {
     "chatglm": _released_chatglm,
     "glm": _glm,
@@ -142,6 +187,7 @@ _FAMILIES: dict[str, Callable[[dict[str, Any]], ModelShape]] = {
     "mistral": _llama,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
+    **ENCODERS,
 }
 
 
@@ -171,6 +217,7 @@ def _decoder(
         **gate_and_up,
         "down_proj": (ffn, hidden),
     }
+    tied = bool(config.get("tie_word_embeddings", False))
     biases = qkv_bias * (q + 2 * kv) + output_bias * hidden + mlp_bias * (2 * ffn + hidden)
     return ModelShape(
         model_type=config["model_type"],
@@ -186,5 +233,34 @@ def _decoder(
         other_parameters=biases + num_norms * hidden + normalizes_heads * 2 * head_dim,
         num_norms=num_norms,
         normalizes_heads=normalizes_heads,
-        tied=bool(config.get("tie_word_embeddings", False)),
+        outer_parameters=(1 if tied else 2) * config["vocab_size"] * hidden + hidden,
+    )
+
+
+def _encoder(config: dict[str, Any], *, outer: int, head: int) -> ModelShape:
+    hidden, ffn, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    positions = config["max_position_embeddings"]
+    embeddings = config["vocab_size"] + positions + config.get("type_vocab_size", 2)
+    matrices = {
+        **dict.fromkeys(("query", "key", "value", "attention.output.dense"), (hidden, hidden)),
+        "intermediate.dense": (hidden, ffn),
+        "output.dense": (ffn, hidden),
+    }
+    return ModelShape(
+        model_type=config["model_type"],
+        num_layers=config["num_hidden_layers"],
+        hidden_size=hidden,
+        ffn_size=ffn,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=hidden // heads,
+        vocab_size=config["vocab_size"],
+        max_length=positions,
+        matrices=matrices,
+        other_parameters=sum(outputs for _, outputs in matrices.values()) + 2 * 2 * hidden,
+        num_norms=2,
+        normalizes_heads=False,
+        outer_parameters=(embeddings + 2) * hidden + outer + head,
+        is_encoder=True,
+        head_parameters=head,
     )

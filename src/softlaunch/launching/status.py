@@ -1,6 +1,8 @@
 """How far a run is, from the files in its `output_dir` alone: no process is asked, so it works from any machine."""
 
 import json
+import os
+import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,14 +12,17 @@ from typing import Any
 from softlaunch.errors import CheckpointError
 from softlaunch.launching.slurm import MARKER_FILE
 
-FINISHED, PREEMPTED, RUNNING, SILENT, STARTING = "finished", "preempted", "running", "silent", "starting"
+FINISHED, PREEMPTED, RUNNING, STARTING = "finished", "preempted", "running", "starting"
+SILENT, DEAD = "silent", "dead"
 _SILENT_AFTER_S = 600.0
 _RECENT_RECORDS = 20  # that speed is taken from
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """None where the files do not say. `checkpoint` is the newest complete one; `restarts` since the run began."""
+    """None where the files do not say. `checkpoint` is the newest complete one; `restarts` since the run began; `logs`
+    are those that the processes of a dead run left.
+    """
 
     directory: Path
     state: str
@@ -30,6 +35,7 @@ class RunStatus:
     restarts: int
     scores: dict[str, float]
     silent_s: float | None  # since the last sign of life
+    logs: list[str]
 
 
 def read_status(directory: str | Path, now: float | None = None) -> RunStatus:
@@ -52,20 +58,25 @@ def read_status(directory: str | Path, now: float | None = None) -> RunStatus:
     num_steps = _num_steps(training, last)
     step = metrics[-1]["step"] if metrics else None
     rate = _seconds_per_step(logged)
-    trained = _is_newer(directory / "train_results.json", directory / "record.json")
+    finished = bool(_json(directory / "run.json").get("finished"))  # and was perhaps started again since
+    trained = finished or _is_newer(directory / "train_results.json", directory / "record.json")
     silent_s = _silent_s(directory, now)
+    state = _state(directory, training, trained, step, silent_s)
     return RunStatus(
         directory=directory,
-        state=_state(directory, training, trained, step, silent_s),
+        state=state,
         step=step,
         num_steps=num_steps,
         loss=last.get("loss"),
         tokens_per_second=last.get("tokens_per_second", results.get("train_tokens_per_second") if trained else None),
-        seconds_left=None if None in (rate, num_steps, step) or trained else rate * (num_steps - step),  # type: ignore
+        seconds_left=rate * (num_steps - step)  # type: ignore[operator]
+        if state in (RUNNING, SILENT) and not trained and None not in (rate, num_steps, step)
+        else None,
         checkpoint=newest_checkpoint(directory),
         restarts=max(0, len(record.get("starts", [])) - 1),
         scores=_scores(directory, training),
         silent_s=silent_s,
+        logs=sorted(path.name for path in directory.glob("logs/rank-*.log")) if state in (DEAD, SILENT) else [],
     )
 
 
@@ -89,13 +100,29 @@ def _is_whole(checkpoint: Path) -> bool:
 def _state(directory: Path, training: dict[str, Any], trained: bool, step: int | None, silent_s: float | None) -> str:
     if (directory / MARKER_FILE).exists():
         return PREEMPTED
-    done = {"do_train": trained, "do_predict": _is_newer(directory / "predict_results.json", directory / "record.json")}
+    later = {f"do_{step}": directory / f"{step}_results.json" for step in ("eval", "predict")}
+    done = {name: _is_newer(file, directory / "record.json") for name, file in later.items()}
     asked = [name for name in done if training.get(name)]
-    if asked and all(done[name] for name in asked):
+    if (trained or not training.get("do_train")) and all(done[name] for name in asked):
         return FINISHED
+    if _is_gone(_json(directory / ".lock")):
+        return DEAD
     if silent_s is not None and silent_s > _SILENT_AFTER_S:
         return SILENT
     return STARTING if step is None else RUNNING
+
+
+def _is_gone(owner: dict[str, Any]) -> bool:
+    """Whether the process that holds the directory was one of this machine and is there no more."""
+    if owner.get("host") != platform.node() or not isinstance(owner.get("process"), int) or os.name != "posix":
+        return False
+    try:
+        os.kill(owner["process"], 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        return False
+    return False
 
 
 def _num_steps(training: dict[str, Any], last: dict[str, Any]) -> int | None:

@@ -38,7 +38,10 @@ class Workload:
 
 def plan_workload(shape: ModelShape, settings: RunSettings, strategy: Strategy, machines: Machines) -> Workload:
     """Raises ArgumentError when a method lacks its size."""
-    num_rows = count_rows(settings.train_file, settings.prompt_column) if settings.train_file else None
+    column = settings.text_column if settings.classifies else settings.prompt_column
+    num_rows = count_rows(settings.train_file, column) if settings.train_file else None
+    if num_rows is not None and settings.classifies and settings.do_eval and not settings.validation_file:
+        num_rows -= round(num_rows * settings.validation_share)
     if num_rows is not None and settings.max_train_samples is not None:
         num_rows = min(num_rows, settings.max_train_samples)
     rows_per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * machines.num_processes
@@ -117,8 +120,9 @@ def _num_checkpoints(
     return min(number, settings.save_total_limit or number)
 
 
-def count_rows(path: str, prompt_column: str) -> int | None:
+def count_rows(path: str, column: str | int) -> int | None:
     """Rows of a data file by their look, without parsing them; None when there is no such file or no way to tell.
+    Tables have a header if `column` is a name.
 
     Files over 64 MiB are counted in their first part and taken to go on like that.
     """
@@ -132,9 +136,13 @@ def count_rows(path: str, prompt_column: str) -> int | None:
         start = content[: min(size, _WHOLE_FILE_BYTES)]
     head = start[:1024].lstrip()
     if head.startswith(b"["):
-        found = start.count(f'"{prompt_column}"'.encode())
+        found = start.count(f'"{column}"'.encode())
     else:
-        found = start.count(b"\n") + (not start.endswith(b"\n")) - (file.suffix in (".csv", ".tsv"))
+        found = (
+            start.count(b"\n")
+            + (not start.endswith(b"\n"))
+            - (file.suffix in (".csv", ".tsv") and isinstance(column, str))
+        )
     return round(found * size / len(start))
 
 

@@ -6,12 +6,16 @@ a test can hold the catalogue against the code; a message of several parts is pu
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 _CATALOGUES = Path(__file__).parent
 _UNTRANSLATED = ("C", "POSIX")
+_english = ContextVar("_english", default=False)
 
 
 def say(template: str, /, **values: Any) -> str:
@@ -21,6 +25,16 @@ def say(template: str, /, **values: Any) -> str:
     """
     text = _catalogue(language()).get(template, template)
     return text.format(**values) if values else text
+
+
+@contextmanager
+def in_english() -> Iterator[None]:
+    """English whatever the user's language: for texts such as `--help`, of which only a part is in the catalogue."""
+    token = _english.set(True)
+    try:
+        yield
+    finally:
+        _english.reset(token)
 
 
 def clock(seconds: float) -> str:
@@ -36,6 +50,8 @@ def language() -> str:
     As gettext finds it: the first of LC_ALL, LC_MESSAGES and LANG that is set, or, unless that is the C locale, the
     first language of LANGUAGE that there is a catalogue for.
     """
+    if _english.get():
+        return "en"
     locale = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "C")
     if locale.partition(".")[0] in _UNTRANSLATED:
         return "en"

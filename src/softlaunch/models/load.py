@@ -16,6 +16,7 @@ from softlaunch.messages import say
 from softlaunch.models.chatglm import glm_config, load_released_chatglm
 from softlaunch.models.quantize import keep_weights_as_loaded, own_gpu, quantization_config
 from softlaunch.models.source import nothing_there, require_model
+from softlaunch.models.weight_files import check_indexes
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def load_model(
     """
     dtype = dtype or default_dtype()
     released = read_config(path, **{k: v for k, v in hub_kwargs.items() if k != "device_map"})
+    check_indexes(Path(path))
     # Mismatched tensors are reported by `_check_complete`, with what to do about them
     kwargs: dict[str, Any] = {
         "dtype": dtype,

@@ -1,6 +1,5 @@
 """The tensors of a model directory without reading them: names and shapes from the headers, data mapped on demand."""
 
-import json
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from softlaunch.errors import CheckpointError
+from softlaunch.models.weight_files import read_index
 
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 _KINDS = ((INDEX_FILE, SINGLE_FILE), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
@@ -55,8 +55,7 @@ def weight_files(directory: Path) -> list[Path]:
     """
     for index, single in _KINDS:
         if (directory / index).is_file():
-            weight_map = json.loads((directory / index).read_text(encoding="utf-8"))["weight_map"]
-            files = sorted({directory / name for name in weight_map.values()})
+            files = sorted({directory / name for name in read_index(directory / index).values()})
             missing = [file.name for file in files if not file.is_file()]
             if not missing:
                 return files

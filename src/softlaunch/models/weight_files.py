@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 from softlaunch.errors import CheckpointError
+from softlaunch.files import is_inside
 from softlaunch.messages import say
 
 # Where transformers looks for weights, in this order
@@ -47,7 +48,7 @@ def _weight_files(directory: Path) -> tuple[list[Path], set[str]]:
             return [directory / single], set()
         index = directory / f"{single}.index.json"
         if index.is_file():
-            weight_map = _read_index(index)
+            weight_map = read_index(index)
             return [directory / name for name in sorted(set(weight_map.values()))], set(weight_map)
     raise CheckpointError(
         "{path}: there are no weights here: neither {first} nor {second}, nor the index of such a file in parts. Fetch "
@@ -58,13 +59,29 @@ def _weight_files(directory: Path) -> tuple[list[Path], set[str]]:
     )
 
 
-def _read_index(file: Path) -> dict[str, str]:
+def read_index(file: Path) -> dict[str, str]:
+    """Tensor name → file name, of an index of weight files; raises CheckpointError when it is none."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        weight_map = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        names = {str(name) for name in weight_map.values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             "{file}: this is no index of weight files ({error!r}); fetch the file again", file=file, error=error
         ) from error
+    outside = sorted(name for name in names if not is_inside(name))
+    if outside:
+        raise CheckpointError(
+            "{file}: it names files outside of its directory ({names}); do not use this checkpoint",
+            file=file,
+            names=", ".join(outside[:3]),
+        )
+    return weight_map
+
+
+def check_indexes(directory: Path) -> None:
+    """Raises CheckpointError when an index in `directory` names files elsewhere."""
+    for file in directory.glob("*.index.json"):
+        read_index(file)
 
 
 def _tensor_names(file: Path) -> set[str]:

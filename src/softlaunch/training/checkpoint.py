@@ -78,9 +78,8 @@ def rotate(output_dir: Path, new: Path, run: dict[str, Any], *, limit: int | Non
     """
     kept = {new.name, Path(best).name if best else new.name}
     superfluous = list(output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*{_DAMAGED}"))
-    for name in run.get("earlier", []):
-        path = output_dir / name
-        if path.is_dir() and read_manifest(path).get("run_id") != run.get("id"):
+    for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if path.name in run.get("earlier", []) and path.is_dir() and read_manifest(path).get("run_id") != run.get("id"):
             superfluous.append(path)
     own = [path for path in checkpoints(output_dir) if path not in superfluous]
     if limit:

@@ -13,7 +13,7 @@ from softlaunch.record import arguments_as_json
 # Options that leave the trained weights as they are: where things are, what is logged, kept and answered
 _FREE = {
     *("output_dir", "restart", "resume_from_checkpoint", "do_train", "do_eval", "do_predict", "run_name", "project"),
-    *("model_name_or_path", "train_file", "validation_file", "test_file"),  # their content is compared
+    *("model_name_or_path", "train_file", "validation_file", "test_file", "class_file"),  # their content is compared
     *("cache_dir", "token", "overwrite_cache", "preprocessing_num_workers", "compare_with_base", "trackio_space_id"),
     *("max_predict_samples", "disable_tqdm", "report_to", "use_cpu", "local_rank", "debug", "deepspeed", "ddp_timeout"),
     *("per_device_eval_batch_size", "eval_accumulation_steps", "torch_empty_cache_steps", "skip_memory_metrics"),
@@ -39,6 +39,8 @@ def identity(arguments: Arguments) -> dict[str, Any]:
     files = {"train_file": _data_digest(arguments.data.train_file)}
     if training.load_best_model_at_end:
         files["validation_file"] = _data_digest(arguments.data.validation_file)
+    if arguments.classification.class_file:
+        files["class_file"] = _data_digest(arguments.classification.class_file)
     base = Path(arguments.model.model_name_or_path)
     return {
         "arguments": compared,

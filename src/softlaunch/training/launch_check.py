@@ -19,7 +19,7 @@ def check_launch(arguments: Arguments) -> None:
     Raises LaunchError when the file contradicts the arguments, or the disk is too small.
     """
     training = arguments.training
-    settings = settings_of(arguments.model, arguments.tuning, arguments.data, training)
+    settings = settings_of(arguments.model, arguments.tuning, arguments.data, arguments.classification, training)
     if training.deepspeed_plugin is not None:
         file = training.deepspeed or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
         if isinstance(file, (str, Path)):
@@ -28,7 +28,9 @@ def check_launch(arguments: Arguments) -> None:
         return
     try:
         machines = Machines(training.world_size, int(training.n_gpu > 0))
-        need = plan_workload(read_shape(settings.model_name_or_path), settings, Strategy(""), machines).disk_bytes
+        need = plan_workload(
+            read_shape(settings.model_name_or_path, settings.num_classes), settings, Strategy(""), machines
+        ).disk_bytes
     except UserError:
         return  # a base that cannot be planned for, or options that are refused where they are read
     require_disk(str(training.output_dir), need)

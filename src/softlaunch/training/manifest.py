@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from softlaunch.files import flush, read_json_object, sha256, write_json
+from softlaunch.files import flush, is_inside, read_json_object, sha256, write_json
 from softlaunch.messages import say
 
 MANIFEST_FILE = "manifest.json"
@@ -60,9 +60,3 @@ def _file_problem(directory: Path, name: str, entry: Any) -> str | None:
     if sha256(path) != entry.get("sha256"):
         return say("the content of {name} is not what was written", name=name)
     return None
-
-
-def is_inside(name: str) -> bool:
-    """Whether a relative path stays in the folder that it is given for."""
-    path = PurePosixPath(name)
-    return bool(name) and not path.is_absolute() and ".." not in path.parts and "\0" not in name and "\\" not in name

@@ -44,7 +44,7 @@ class Throughput(TrainerCallback):
 
     def totals(self) -> dict[str, float]:
         """Tokens per second up to the last log record, for `train_results.json`."""
-        return {"train_tokens_per_second": self.total_tokens / self.total_time_s} if self.total_time_s else {}
+        return {"train_tokens_per_second": self.total_tokens / self.total_time_s} if self.total_tokens else {}
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._since = time.monotonic()
@@ -104,8 +104,9 @@ class Display(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
-        loss, speed = f"{logs['loss']:.4f}", f"{logs.get('tokens_per_second', 0):,.0f}"
-        shown = say("loss {loss}  {speed} tokens/s", loss=loss, speed=speed)
+        shown = say("loss {loss}", loss=f"{logs['loss']:.4f}")
+        if "tokens_per_second" in logs:  # a head that trains on features sees none
+            shown += "  " + say("{speed} tokens/s", speed=f"{logs['tokens_per_second']:,.0f}")
         if self.progress is not None and self.training is not None:
             self.progress.update(self.training, shown=shown)
         elif self.lines:

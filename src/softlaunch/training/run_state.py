@@ -58,8 +58,10 @@ def take_run(output_dir: Path, arguments: Arguments) -> None:
 
 
 def read_run(output_dir: Path) -> dict[str, Any]:
-    """The content of `run.json`; an empty dictionary when there is none."""
-    return read_json_object(output_dir / RUN_FILE)
+    """The content of `run.json`; an empty dictionary when there is none, or one of another kind."""
+    run = read_json_object(output_dir / RUN_FILE)
+    is_one = isinstance(run.get("id"), str) and isinstance(run.get("earlier", []), list)
+    return run if is_one else {}
 
 
 def finish_run(output_dir: Path) -> None:

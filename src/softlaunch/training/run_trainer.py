@@ -72,7 +72,8 @@ class RunTrainer(ResumableTrainer):
         """As Trainer's, with the speed since the last record in those of training; all processes call it."""
         if "loss" in logs:
             tokens, seconds = self.accelerator.reduce(self.throughput.take(self.args.device), reduction="sum").tolist()
-            logs["tokens_per_second"] = round(self.throughput.add(tokens, seconds / self.args.world_size), 1)
+            speed = self.throughput.add(tokens, seconds / self.args.world_size)
+            logs |= {"tokens_per_second": round(speed, 1)} if tokens else {}
         super().log(logs, start_time)
 
     def report(self, step: str, metrics: dict[str, Any]) -> None:
@@ -89,9 +90,15 @@ class RunTrainer(ResumableTrainer):
     def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler:
         train_dataset = train_dataset or self.train_dataset
         rows_per_update = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroupedSampler(
+        self._order = LengthGroupedSampler(
             self.row_lengths(train_dataset), rows_per_update, self.args.data_seed or self.args.seed
         )
+        return self._order
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Where the first batches of an epoch are skipped, Accelerate does not tell the sampler which epoch it is
+        self._order.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset: datasets.Dataset) -> Any:
         lengths = self.row_lengths(eval_dataset)

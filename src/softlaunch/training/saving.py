@@ -1,5 +1,6 @@
 """A Trainer whose checkpoints are whole or not there, and whose runs go on as if nothing had happened."""
 
+import json
 import logging
 import os
 import shutil
@@ -26,6 +27,7 @@ from softlaunch.training.checkpoint import INCOMPLETE, put_in_place, rotate
 from softlaunch.training.manifest import read_manifest, write_manifest
 from softlaunch.training.random_states import RandomStates
 from softlaunch.training.run_state import read_run
+from softlaunch.training.unpickling import tensors_only
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ class ResumableTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's; a signal that asks the run to end is acted upon between steps and evaluation batches."""
-        with preemption.holding():
+        with preemption.holding(), tensors_only():
             return super().train(*args, **kwargs)
 
     def _init_training_state(
@@ -69,7 +71,19 @@ class ResumableTrainer(Trainer):
         if resume_from_checkpoint is not None:
             self._owes_evaluation = read_manifest(Path(resume_from_checkpoint)).get("owes_evaluation") is True
             self._resumed_from = resume_from_checkpoint
-        return super()._init_training_state(max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)
+        epochs = super()._init_training_state(
+            max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is not None:
+            self._find_best(Path(resume_from_checkpoint))
+        return epochs
+
+    def _find_best(self, checkpoint: Path) -> None:
+        """The best one lies beside the one that this run goes on from, wherever both were when that was saved."""
+        written = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8")).get("best_model_checkpoint")
+        if written is not None:
+            beside = checkpoint.parent / Path(written).name
+            self.state.best_model_checkpoint = str(beside) if beside.is_dir() else None
 
     def _load_callback_state(self) -> None:
         control: Any = cast(Any, self.state.stateful_callbacks).get("TrainerControl") or {}

@@ -34,7 +34,7 @@ def run_summary(
         (say("where"), _places_in_words(sizes.places)),
         (say("rows"), rows),
         (say("batch"), _batch(args)),
-        (say("steps"), _steps(state, len(train) / _rows_per_step(args))),
+        (say("steps"), _steps(state, -(-len(train) // _rows_per_step(args)))),
         (say("learning rate"), _schedule(args, state)),
         (say("device"), args.device.type + (f", {args.mixed_precision}" if args.mixed_precision != "no" else "")),
         (say("output"), str(args.output_dir)),
@@ -77,7 +77,7 @@ def _schedule(args: TrainingArguments, state: TrainerState) -> str:
     return schedule + (say(", {steps:,} steps of warm-up", steps=warmup) if warmup else "")
 
 
-def _steps(state: TrainerState, steps_per_epoch: float) -> str:
+def _steps(state: TrainerState, steps_per_epoch: int) -> str:
     epochs = state.max_steps / steps_per_epoch
     steps = say("{steps:,} = {epochs:.1f} epochs", steps=state.max_steps, epochs=epochs)
     if state.global_step:

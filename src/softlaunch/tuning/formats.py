@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from softlaunch.errors import CheckpointError
+from softlaunch.tuning.damage import cannot_be_read
 from softlaunch.tuning.fingerprint import fingerprint, num_differences
 from softlaunch.tuning.prefix_encoder import PEFT_TYPE, PrefixConfig, PrefixEncoder, kv_shape
 from softlaunch.tuning.rotary import rotate_keys
@@ -52,10 +53,11 @@ def read_prefix(
     Raises CheckpointError when the directory holds no prefix, a broken one, one that was made for another base, or one
     that is not `num_virtual_tokens` long.
     """
-    saved = _read(model, path)
-    _check_shape(model, saved, path, num_virtual_tokens)
-    if check_weights:
-        _check_weights(model, saved, path)
+    with cannot_be_read(path):
+        saved = _read(model, path)
+        _check_shape(model, saved, path, num_virtual_tokens)
+        if check_weights:
+            _check_weights(model, saved, path)
     tokens, tensors = saved.config.num_virtual_tokens, len(saved.tensors)
     logger.info("%s: %d tensors applied, a prefix of %d virtual tokens", path, tensors, tokens)
     return saved
@@ -63,7 +65,8 @@ def read_prefix(
 
 def check_prefix(model: PreTrainedModel, path: str | Path, num_virtual_tokens: int | None = None) -> None:
     """Raise what `read_prefix` does, as far as it can be told without the weights of `model` (see `load_skeleton`)."""
-    _check_shape(model, _read(model, path), path, num_virtual_tokens)
+    with cannot_be_read(path):
+        _check_shape(model, _read(model, path), path, num_virtual_tokens)
 
 
 def is_prefix(path: str | Path) -> bool:
@@ -71,7 +74,7 @@ def is_prefix(path: str | Path) -> bool:
     file = _adapter_directory(path) / CONFIG_FILE
     try:
         return json.loads(file.read_text(encoding="utf-8")).get("peft_type") in (PEFT_TYPE, "PREFIX_TUNING", None)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return True
 
 
@@ -87,15 +90,10 @@ def _read(model: PreTrainedModel, path: str | Path) -> SavedPrefix:
         raise CheckpointError(
             "{path}: no such directory; give the directory that holds {config_file}", path=path, config_file=CONFIG_FILE
         )
-    try:
-        if (directory / CONFIG_FILE).is_file():
-            return _read_adapter(model, directory)
-        if (directory / ORIGINAL_FILE).is_file():
-            return _read_original(model, directory)
-    except (OSError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            "{directory}: the adapter cannot be read: {error}", directory=directory, error=error
-        ) from error
+    if (directory / CONFIG_FILE).is_file():
+        return _read_adapter(model, directory)
+    if (directory / ORIGINAL_FILE).is_file():
+        return _read_original(model, directory)
     found = ", ".join(sorted(p.name for p in directory.iterdir())[:10]) or "nothing"
     raise CheckpointError(
         "{directory}: no adapter here ({found}); expected {config_file} with {weights_file}, or "

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from softlaunch.errors import ArgumentError, CheckpointError
 from softlaunch.tuning.adapter_model import CONFIG_FILE, AdapterModel, check_base, does_not_fit, read_config
+from softlaunch.tuning.damage import cannot_be_read
 from softlaunch.tuning.fingerprint import fingerprint
 from softlaunch.tuning.prefix_encoder import PEFT_TYPE
 from softlaunch.tuning.prefix_model import LORA_FOLDER, PrefixModel
@@ -39,6 +40,17 @@ def load_adapter(
     `num_virtual_tokens` long; ArgumentError when it cannot be put beside those that are there.
     """
     directory = _adapter_directory(Path(path))
+    with cannot_be_read(directory):
+        return _load(model, directory, adapter_name, trainable, num_virtual_tokens)
+
+
+def _load(
+    model: PreTrainedModel | AdapterModel | PrefixModel,
+    directory: Path,
+    adapter_name: str,
+    trainable: bool,
+    num_virtual_tokens: int | None,
+) -> PeftModel:
     kind = _kind(directory)
     if kind in _PREFIXES:
         return _load_prefix(model, directory, adapter_name, trainable, num_virtual_tokens)
@@ -117,5 +129,5 @@ def _kind(directory: Path) -> str | None:
         return None
     try:
         return str(json.loads(file.read_text(encoding="utf-8"))["peft_type"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError("{file}: the file is damaged: {error}", file=file, error=repr(error)) from error
