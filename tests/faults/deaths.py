@@ -1,6 +1,7 @@
 """The recipe in several processes, one of which is hit: `deaths.py WHERE HOW RECIPE_ARGUMENTS…`.
 
-WHERE is `step N` or `prediction`, HOW one of kill, term, raise, none; it happens on rank 1 in the launcher's first try.
+WHERE is `step N`, `evaluation` or `prediction`, HOW one of kill, term, raise, usr1 (to the script around the launcher)
+and none; it happens on rank 1 in the launcher's first try.
 """
 
 import os
@@ -8,6 +9,7 @@ import runpy
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from softlaunch.evaluation import predict
@@ -21,18 +23,31 @@ def hit(how: str) -> None:
         raise RuntimeError("a defect of rank 1")
     sys.stdout.write(f"hit at {time.time()}\n")
     sys.stdout.flush()
-    os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[how])
+    if how == "usr1":
+        script = int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(script, signal.SIGUSR1)
+        time.sleep(1)  # until it has come back as SIGTERM
+    else:
+        os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[how])
 
 
 def main(where: str, how: str) -> None:
     """Run the recipe with the hit built in."""
     is_target = os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0" and how != "none"
     training_step, collate = CausalTrainer.training_step, predict.GenerationCollator.__call__
+    prediction_step = CausalTrainer.prediction_step
 
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         if is_target and where == f"step {self.state.global_step}":
             hit(how)
         return training_step(self, *args, **kwargs)
+
+    def evaluation_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal is_target
+        if is_target and where == "evaluation":
+            is_target = False
+            hit(how)
+        return prediction_step(self, *args, **kwargs)
 
     calls = []
 
@@ -43,6 +58,7 @@ def main(where: str, how: str) -> None:
         return collate(self, *args, **kwargs)
 
     CausalTrainer.training_step, predict.GenerationCollator.__call__ = step, batch
+    CausalTrainer.prediction_step = evaluation_step
     runpy.run_path(str(RECIPE), run_name="__main__")
 
 

@@ -68,7 +68,12 @@ def test_killed_asked_to_end_and_killed_again_it_ends_as_the_undisturbed_run(who
     assert "SIGKILL" in end
     assert "Traceback" not in output[: output.index("rank 1 died")]
 
-    code, output, seconds = launch(directory, "step 6", "term")
+    code, output, _ = launch(directory, "evaluation", "usr1", wrapper=["bash", "launch/preemptible.sh"])
+    assert code != 0
+    assert "asked to end by SIGTERM" in output
+    assert json.loads((directory / "run" / "preempted").read_text())["checkpoint"] == "checkpoint-6"
+
+    code, output, _ = launch(directory, "step 6", "term")
     assert code != 0
     assert "asked to end by SIGTERM" in output
     assert "going on from" in output
