@@ -11,7 +11,7 @@ pytestmark = pytest.mark.recipe
 
 FEW = "--max_steps 2 --max_train_samples 32 --max_eval_samples 3 --max_predict_samples 3 --val_max_target_length 8"
 RESULTS = {
-    *("record.json", "metrics.jsonl", "predictions.jsonl", "generated_predictions.txt"),
+    *("record.json", "run.json", ".lock", "metrics.jsonl", "predictions.jsonl", "generated_predictions.txt"),
     *("probes.jsonl", "rows_by_score.jsonl"),
     *("train_results.json", "eval_results.json", "predict_results.json", "all_results.json"),
 }
