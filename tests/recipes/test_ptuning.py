@@ -20,7 +20,7 @@ pytestmark = pytest.mark.recipe
 
 CHECKPOINT_FILES = {
     *("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"),
-    "trainer_state.json",
+    *("trainer_state.json", "manifest.json"),
 }
 
 
@@ -74,7 +74,7 @@ def test_demo_leaves_these_files_and_prints_the_comparison(start, tmp_path):
     assert any("events.out.tfevents" in name for name in boards)
     assert files(tmp_path) - boards == checkpoint | {
         *("record.json", "metrics.jsonl", "predictions.jsonl", "base/predictions.jsonl", "generated_predictions.txt"),
-        *("probes.jsonl", "rows_by_score.jsonl"),
+        *("run.json", ".lock", "probes.jsonl", "rows_by_score.jsonl"),
         *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
         *("train_results.json", "eval_results.json", "predict_results.json", "all_results.json"),
     }
