@@ -200,7 +200,7 @@ def test_a_pooler_that_is_not_there_is_trained(tmp_path):
     ],
 )
 def test_documented_runs_of_classifiers(options, trained, tmp_path):
-    """The numbers that the runs of docs/methods_classification.md said they train, of an encoder without a pooler."""
+    """The numbers that the runs of docs/methods.md said they train, of an encoder without a pooler."""
     config = {"model_type": "bert", "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2}
     config |= {"num_attention_heads": 4, "vocab_size": 21_128, "max_position_embeddings": 64, "type_vocab_size": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))
