@@ -17,6 +17,7 @@ import torch
 from softlaunch.entry import run
 from softlaunch.evaluation import whole
 from softlaunch.training.trainer import CausalTrainer
+from tests.distributed.deepspeed_ops import skip_compilation
 from tests.distributed.inputs import DEMO
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -145,8 +146,5 @@ def wait_for_all() -> None:
 
 
 if __name__ == "__main__":
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        import deepspeed
-
-        deepspeed.ops.__compatible_ops__ = {}  # an op for shared memory on CPUs would be compiled first, for a minute
+    skip_compilation()
     run(lambda: run_cases(Path(sys.argv[1])))

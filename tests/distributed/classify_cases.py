@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from softlaunch.entry import run
+from tests.distributed.deepspeed_ops import skip_compilation
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "classify.py"
 METHODS = ("lora", "p_tuning_v2", "head", "full")  # PEFT's adapter, ours, features of a frozen encoder, a whole model
@@ -61,8 +62,5 @@ def run_cases(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        import deepspeed
-
-        deepspeed.ops.__compatible_ops__ = {}  # an op for shared memory on CPUs would be compiled first, for a minute
+    skip_compilation()
     run(lambda: run_cases(Path(sys.argv[1])))

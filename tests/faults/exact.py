@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.distributed.deepspeed_ops import skip_compilation
+
 ROOT = Path(__file__).parents[2]
 _TITLES = ROOT / "recipes" / "demo_titles"
 TITLES = {
@@ -143,10 +145,7 @@ def main() -> None:
     if options.inside:
         from softlaunch.entry import run
 
-        if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-            import deepspeed
-
-            deepspeed.ops.__compatible_ops__ = {}  # an op for shared memory would be compiled first, for a minute
+        skip_compilation()
         run(lambda: _inside(options.inside, options.methods))
         return
     lines = [f"| | {' | '.join(options.methods)} |", "|---|" + "---|" * len(options.methods)]

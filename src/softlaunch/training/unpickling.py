@@ -1,5 +1,6 @@
 """Reading checkpoints without running what they say."""
 
+import copyreg
 import os
 import pickle
 import sys
@@ -17,6 +18,7 @@ _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 @contextmanager
 def tensors_only() -> Iterator[None]:
     """Inside, `torch.load` makes tensors and plain values alone, whoever calls it: DeepSpeed asks for any object.
+    What `torch.save` writes there can be read in this way.
 
     Raises CheckpointError in place of torch's error when a file holds others.
     """
@@ -45,4 +47,6 @@ def _of_deepspeed() -> list[Any]:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
+    # Python 3.11.0 to 3.11.3 pickle an enumeration's member as a call of getattr, which is no plain value
+    copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
     return [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
