@@ -7,7 +7,7 @@ The tokenizer is a directory, a hub id or a vocab.txt. A .txt file holds one tex
 have a text column. The shape is that of a small BERT unless you say otherwise; --model_name_or_path goes on from an
 encoder's weights instead. output_dir/model is what recipes/classify.py takes as model_name_or_path. With --bf16 it
 takes half the time where the hardware knows it; `accelerate launch` spreads it over several processes. A run that was
-stopped goes on from its newest checkpoint.
+stopped, by SIGTERM or in any other way, goes on from its newest checkpoint.
 """
 
 import math
@@ -30,6 +30,7 @@ from transformers import (
     set_seed,
 )
 
+from softlaunch import preemption
 from softlaunch.arguments import TrainingArguments
 from softlaunch.data.sources import records, require_source
 from softlaunch.entry import run
@@ -59,6 +60,7 @@ def main() -> None:
     arguments, training, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     if unknown:
         raise ArgumentError("{names}: there is no such option (--help lists all)", names=" ".join(unknown))
+    preemption.listen(Path(training.output_dir), is_first=training.process_index == 0)
     set_seed(training.seed)
     tokenizer = read_tokenizer(arguments.tokenizer)
     model = build_model(arguments, tokenizer)

@@ -22,7 +22,7 @@ def start(*words, cache):
     command = [sys.executable, *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def test_demo_classifies_in_two_ways_and_compares_them(tmp_path):
@@ -57,7 +57,7 @@ def test_pretraining_goes_on_and_leaves_an_encoder_that_can_be_tuned(tmp_path):
     words += ["--max_steps", 60, "--save_dtype", "float16", "--mlm_probability", 0.3]
     start(*words, "--max_steps", 20, cache=tmp_path / "cache")
     first = json.loads((tmp_path / "run" / "eval_results.json").read_text())["eval_loss"]
-    start(*words, cache=tmp_path / "cache")
+    assert "going on from" in start(*words, cache=tmp_path / "cache")
     state = json.loads((tmp_path / "run" / "checkpoint-60" / "trainer_state.json").read_text())
     assert [record["step"] for record in state["log_history"] if "loss" in record] == [20, 40, 60]
     second = json.loads((tmp_path / "run" / "eval_results.json").read_text())["eval_loss"]

@@ -5,14 +5,15 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from softlaunch.data.encode import IGNORED_LABEL
 from softlaunch.training.label_logits import LogitsAtLabels
+from softlaunch.training.saving import ResumableTrainer
 
 
-class MaskedLanguageTrainer(Trainer):
-    """Trainer whose loss is the mean over all masked tokens, of all processes and accumulation steps.
+class MaskedLanguageTrainer(ResumableTrainer):
+    """The loss is the mean over all masked tokens, of all processes and accumulation steps.
 
     About one token in six is masked, so a head that sees all of them would spend most of its work on nothing: for a
     small encoder with a vocabulary of 21k that is half of a step.
