@@ -561,6 +561,8 @@ def test_checkpoints_on_disk(chatglm2):
     assert work.checkpoint_bytes == pytest.approx(1_835_008 * 12, rel=0.05)
     limited = dataclasses.replace(settings, save_total_limit=1)
     assert plan_workload(chatglm2, limited, ALONE, ONE_GPU).disk_bytes < work.disk_bytes
+    none = dataclasses.replace(settings, save_strategy="no")
+    assert plan_workload(chatglm2, none, ALONE, ONE_GPU).disk_bytes == work.checkpoint_bytes  # room for the result
 
 
 # Launch files

@@ -67,7 +67,7 @@ class Job:
         if self.machines.num_nodes > 1:
             # c10d numbers the nodes by itself. The rank only decides who looks first whether the port is taken: nobody
             words += ["--rdzv_backend", "c10d", "--machine_rank", "1"]
-            if self.strategy.deepspeed_file is not None:
+            if self.strategy.uses_deepspeed:
                 words += ["--deepspeed_multinode_launcher", "standard"]
         return words
 

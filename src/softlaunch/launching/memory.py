@@ -118,7 +118,7 @@ def model_states(
     processes, stage = machines.num_processes, strategy.stage
     trained, base_trained = trainable_parameters(shape, settings), _trained_of_base(shape, settings)
     frozen = _frozen_bytes(shape, settings, precision)
-    has_copies = strategy.deepspeed_file is not None and precision.is_half
+    has_copies = strategy.uses_deepspeed and precision.is_half
     number = precision.size if has_copies else _FLOAT32
     weights, own, gradients = frozen, number * trained, number * trained
     optimizer = trained * (_OPTIMIZER_BYTES.get(settings.optim, _ADAMW_BYTES) + (_FLOAT32 if has_copies else 0))

@@ -20,6 +20,11 @@ class Strategy:
     deepspeed_file: str | None = None
 
     @property
+    def uses_deepspeed(self) -> bool:
+        """Also where the launch file itself holds the settings, without a file of DeepSpeed's."""
+        return self.deepspeed_file is not None or (self.stage > 0 and not self.fsdp)
+
+    @property
     def splits_weights(self) -> bool:
         return self.stage == 3
 

@@ -32,8 +32,8 @@ class Workload:
 
     @property
     def disk_bytes(self) -> int:
-        """With one checkpoint more than are kept, for the next one is written before the oldest goes."""
-        return (self.num_checkpoints or 1) * self.checkpoint_bytes + self.checkpoint_bytes
+        """With room for one more than are kept: the next one is written before the oldest goes."""
+        return ((1 if self.num_checkpoints is None else self.num_checkpoints) + 1) * self.checkpoint_bytes
 
 
 def plan_workload(shape: ModelShape, settings: RunSettings, strategy: Strategy, machines: Machines) -> Workload:

@@ -35,7 +35,7 @@ def begin(arguments: Arguments, methods: Collection[str] | None = None) -> Argum
     training = arguments.training
     output_dir = Path(str(training.output_dir))
     _check_writable(output_dir)
-    check_launch(arguments)
+    check_launch(arguments, methods)
     prepare_processes(training)
     preemption.listen(output_dir, is_first=training.process_index == 0)
     if several():

@@ -1,6 +1,8 @@
 """The part of `softlaunch check` that costs nothing; every recipe does it at its start."""
 
+import dataclasses
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from softlaunch.arguments import Arguments
@@ -13,8 +15,9 @@ from softlaunch.launching.strategy import Machines, Strategy
 from softlaunch.launching.workload import plan_workload
 
 
-def check_launch(arguments: Arguments) -> None:
-    """Look at the DeepSpeed file, and whether there is room for the checkpoints.
+def check_launch(arguments: Arguments, methods: Collection[str] | None = None) -> None:
+    """Look at the DeepSpeed file, and whether there is room for the checkpoints of a run that trains `methods` (None:
+    what the options say).
 
     Raises LaunchError when the file contradicts the arguments, or the disk is too small.
     """
@@ -24,8 +27,10 @@ def check_launch(arguments: Arguments) -> None:
         file = training.deepspeed or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
         if isinstance(file, (str, Path)):
             check_deepspeed_file(file, settings, training.world_size)
-    if not (training.do_train and settings.names_method):
+    if not training.do_train:
         return
+    if methods and not settings.names_method:
+        settings = dataclasses.replace(settings, tuning=next(iter(methods)))
     try:
         machines = Machines(training.world_size, int(training.n_gpu > 0))
         need = plan_workload(
