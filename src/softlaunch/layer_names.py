@@ -5,6 +5,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import GlmConfig
 
+# The linear layers of a block
+RELEASED_LAYERS = {
+    "query_key_value": ("q_proj", "k_proj", "v_proj"),
+    "dense": ("o_proj",),
+    "dense_h_to_4h": ("gate_up_proj",),
+    "dense_4h_to_h": ("down_proj",),
+}
+
 
 def counterparts(config: "GlmConfig") -> dict[str, tuple[str, ...]]:
     """Every tensor's name in the released layout, and its name in transformers': three for the fused projection."""

@@ -7,10 +7,11 @@ once, and what dropout leaves out. A frozen matrix needs no input again, a train
 
 from dataclasses import dataclass
 
+from softlaunch.arguments.defaults import LORA_R
 from softlaunch.launching.settings import RunSettings
 from softlaunch.launching.shape import ModelShape
 from softlaunch.launching.strategy import Machines
-from softlaunch.launching.trainable import DEFAULT_LORA_RANK, ia3_targets, lora_targets, num_frozen_layers
+from softlaunch.launching.trainable import ia3_targets, lora_targets, num_frozen_layers
 
 _FLOAT32 = 4
 _MLP = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
@@ -133,7 +134,7 @@ def layer_gradient_bytes(shape: ModelShape, precision: Precision, batch: Batch) 
 def _lora_inputs(shape: ModelShape, settings: RunSettings, precision: Precision) -> int:
     """Inputs of the adapted matrices per token: in half precision every one gets its own copy, else they are shared."""
     targets = lora_targets(shape, settings)
-    rank = (settings.lora_r or DEFAULT_LORA_RANK) * _FLOAT32 * len(targets)
+    rank = (settings.lora_r or LORA_R) * _FLOAT32 * len(targets)
     if settings.lora_dropout:  # every matrix gets what is left of its input
         kept = precision.size if precision.uses_autocast else _FLOAT32
         dropped = _FLOAT32 if precision.mask_size > 1 else 1

@@ -4,12 +4,12 @@ import contextlib
 import math
 import re
 
+from softlaunch.arguments.defaults import LORA_R, NUM_TRAINED_LAYERS
 from softlaunch.errors import ArgumentError
 from softlaunch.launching.settings import RunSettings
 from softlaunch.launching.shape import ENCODERS, ModelShape, UnknownSize
+from softlaunch.layer_names import RELEASED_LAYERS
 
-DEFAULT_LORA_RANK = 8
-DEFAULT_FREEZE_LAYERS = 2
 # Which layers `auto` takes, by model_type; for others those that PEFT takes in ChatGLM's own code (`tuning.targets`)
 _LORA_AUTO = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), ("q_proj", "v_proj")),
@@ -27,12 +27,6 @@ _IA3_ELSE = ("k_proj", "v_proj", "down_proj")
 # There the inputs are rescaled, elsewhere the outputs
 _IA3_FEEDFORWARD_AUTO = {**dict.fromkeys(ENCODERS, ("output.dense",))}
 _IA3_FEEDFORWARD_ELSE = ("down_proj",)
-_RELEASED_NAMES = {
-    "query_key_value": ("q_proj", "k_proj", "v_proj"),
-    "dense": ("o_proj",),
-    "dense_h_to_4h": ("gate_up_proj",),
-    "dense_4h_to_h": ("down_proj",),
-}
 
 
 def trainable_parameters(shape: ModelShape, settings: RunSettings) -> int:
@@ -51,7 +45,7 @@ def num_frozen_layers(shape: ModelShape, settings: RunSettings) -> int:
     """Layers in front of everything that is trained, which need no backward pass: those of the freeze method."""
     if "freeze" not in settings.methods:
         return 0
-    return max(0, shape.num_layers - (settings.freeze_trainable_layers or DEFAULT_FREEZE_LAYERS))
+    return max(0, shape.num_layers - (settings.freeze_trainable_layers or NUM_TRAINED_LAYERS))
 
 
 def lora_targets(shape: ModelShape, settings: RunSettings) -> list[str]:
@@ -75,7 +69,7 @@ def _targets(shape: ModelShape, asked: list[str] | str, auto: tuple[str, ...]) -
         return list(shape.matrices)
     words = re.split(r"\s*,\s*", asked) if isinstance(asked, str) else asked
     words = [
-        name for word in words for name in ((word,) if _matching(shape, word) else _RELEASED_NAMES.get(word, (word,)))
+        name for word in words for name in ((word,) if _matching(shape, word) else RELEASED_LAYERS.get(word, (word,)))
     ]
     names = [name for word in words for name in _matching(shape, word) or [word]]
     if isinstance(asked, str) and not set(names) <= set(shape.matrices):  # a regular expression for whole paths
@@ -123,7 +117,7 @@ def _prefix(shape: ModelShape, settings: RunSettings) -> int:
 
 
 def _lora(shape: ModelShape, settings: RunSettings) -> int:
-    rank = settings.lora_r or DEFAULT_LORA_RANK
+    rank = settings.lora_r or LORA_R
     sizes = [shape.matrices[name] for name in lora_targets(shape, settings)]
     magnitudes = sum(outputs for _, outputs in sizes) if settings.use_dora else 0
     return shape.num_layers * (rank * sum(map(sum, sizes)) + magnitudes)

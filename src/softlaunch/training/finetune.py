@@ -6,11 +6,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softlaunch.arguments import Arguments
+from softlaunch.arguments.defaults import NUM_TRAINED_LAYERS
 from softlaunch.models import load_base
 from softlaunch.models.export import check_layout, save_model_directory
 from softlaunch.tuning import earlier_model, train_all, train_last_layers
-
-NUM_TRAINED_LAYERS = 2
 
 
 def load_to_finetune(arguments: Arguments, method: str) -> PreTrainedModel:

@@ -11,35 +11,34 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import (
-    IA3Config,
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    PeftModelForSequenceClassification,
-    PeftType,
-    PromptEncoderConfig,
-    PromptTuningConfig,
-)
+from peft import PeftConfig, PeftModel, PeftModelForSequenceClassification, PeftType
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from softlaunch.arguments import TuningArguments
+from softlaunch.arguments.defaults import NUM_TRAINED_LAYERS
 from softlaunch.errors import ArgumentError, CheckpointError
-from softlaunch.tuning.adapter_model import CONFIG_FILE, AdapterFiles, check_base, read_config
+from softlaunch.run_directory import CONFIG_FILE, WEIGHTS_FILE
+from softlaunch.tuning.adapter_model import AdapterFiles, check_base, read_config
 from softlaunch.tuning.fingerprint import fingerprint
+from softlaunch.tuning.from_arguments import ia3_options, lora_options, p_tuning_options
 from softlaunch.tuning.full import train_all, train_last_layers
 from softlaunch.tuning.head import HEAD_TYPE, HeadConfig, HeadModel, PrefixClassifier, train_head
+from softlaunch.tuning.peft_methods import (
+    ia3_config,
+    lora_config,
+    p_tuning_config,
+    prompt_tuning_config,
+    require_length,
+)
 from softlaunch.tuning.prefix import add_prefix
 from softlaunch.tuning.prefix_encoder import PEFT_TYPE
-from softlaunch.tuning.targets import find_targets
 
 METHODS = ("lora", "full", "head", "p_tuning_v2", "prompt_tuning", "p_tuning", "ia3", "freeze")
 WHOLE_MODELS = ("full", "freeze")  # what they leave is a model, not an adapter
 SETTINGS = "softlaunch"
 
-_NUM_TRAINED_LAYERS = 2
-_WEIGHTS_FILE = "adapter_model.safetensors"
+_TASK = "SEQ_CLS"
 _ENCODER = "prompt_encoder."  # P-tuning's own tensors, beside the `prompt_embeddings` that PEFT reads
 
 
@@ -66,9 +65,9 @@ class AdapterClassifier(AdapterFiles, PeftModelForSequenceClassification):
             start = "prompt_encoder.default."
             everything = self.state_dict() if state_dict is None else state_dict
             encoder = {_ENCODER + k.removeprefix(start): v for k, v in everything.items() if k.startswith(start)}
-            tensors = {**load_file(directory / _WEIGHTS_FILE), **encoder}
+            tensors = {**load_file(directory / WEIGHTS_FILE), **encoder}
             tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(tensors, directory / _WEIGHTS_FILE, metadata={"format": "pt"})
+            save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
 
     def _read(self, directory: Path, adapter_name: str, is_trainable: bool) -> None:
         if not self.active_peft_config.is_prompt_learning:
@@ -79,7 +78,7 @@ class AdapterClassifier(AdapterFiles, PeftModelForSequenceClassification):
             str(directory), adapter_name, is_trainable=is_trainable, torch_device="cpu"
         )
         if self._has_encoder():
-            tensors = load_file(directory / _WEIGHTS_FILE)
+            tensors = load_file(directory / WEIGHTS_FILE)
             encoder = {k.removeprefix(_ENCODER): v for k, v in tensors.items() if k.startswith(_ENCODER)}
             cast(Any, self.prompt_encoder[adapter_name]).load_state_dict(encoder)
 
@@ -98,7 +97,7 @@ def add_method(
     if method == "full":
         return train_all(model)
     if method == "freeze":
-        train_last_layers(model, tuning.freeze_trainable_layers or _NUM_TRAINED_LAYERS)
+        train_last_layers(model, tuning.freeze_trainable_layers or NUM_TRAINED_LAYERS)
         train_head(model, head, True)
         return model
     if method == "head":
@@ -108,7 +107,7 @@ def add_method(
             raise ArgumentError("prefix_init text needs a causal model, and this is an encoder: take random or zero")
         return add_prefix(
             model,
-            num_virtual_tokens=_num_virtual_tokens(tuning),
+            num_virtual_tokens=require_length(tuning.pre_seq_len),
             initialisation=tuning.prefix_init,  # type: ignore[arg-type]
             projection=tuning.prefix_projection,
             dropout=tuning.prefix_dropout,
@@ -174,47 +173,22 @@ def load_trained(base: PreTrainedModel, directory: str | Path, *, trainable: boo
 
 
 def _peft_config(model: PreTrainedModel, head: Sequence[str], method: str, tuning: TuningArguments) -> PeftConfig:
+    trained = [*head, *(tuning.modules_to_save or [])]
     if method == "lora":
-        return LoraConfig(
-            task_type="SEQ_CLS",
-            r=tuning.lora_r or 8,
-            lora_alpha=tuning.lora_alpha or 32,  # type: ignore[arg-type]
-            lora_dropout=tuning.lora_dropout,
-            target_modules=find_targets(model, tuning.lora_target_modules, "lora"),
-            modules_to_save=[*head, *(tuning.modules_to_save or [])],
-            use_rslora=tuning.use_rslora,
-            use_dora=tuning.use_dora,
-        )
+        return lora_config(model, _TASK, **lora_options(tuning) | {"modules_to_save": trained})
     if method == "ia3":
-        return IA3Config(
-            task_type="SEQ_CLS",
-            target_modules=find_targets(model, tuning.ia3_target_modules, "ia3"),
-            feedforward_modules=find_targets(model, tuning.ia3_feedforward_modules, "ia3 feed-forward"),
-            modules_to_save=[*head, *(tuning.modules_to_save or [])],
-        )
-    shape: dict[str, Any] = {
-        "task_type": "SEQ_CLS",
-        "num_virtual_tokens": _num_virtual_tokens(tuning),
-        "token_dim": model.config.hidden_size,
-        "num_layers": model.config.num_hidden_layers,
-        "num_attention_heads": model.config.num_attention_heads,
-        "num_transformer_submodules": 1,
-        "modules_to_save": list(head),
-    }
+        return ia3_config(model, _TASK, **ia3_options(tuning) | {"modules_to_save": trained})
+    config: PeftConfig
     if method == "prompt_tuning":
-        return PromptTuningConfig(
-            prompt_tuning_init="SAMPLE_VOCAB" if tuning.prompt_init == "vocabulary" else "RANDOM", **shape
+        if tuning.prompt_init == "text":
+            raise ArgumentError(
+                "prompt_init text needs a causal model, and this is an encoder: take random or vocabulary"
+            )
+        from_vocabulary = tuning.prompt_init == "vocabulary"
+        config = prompt_tuning_config(
+            model, _TASK, num_virtual_tokens=tuning.pre_seq_len, from_vocabulary=from_vocabulary
         )
-    return PromptEncoderConfig(
-        encoder_reparameterization_type=tuning.encoder_type.upper(),
-        encoder_hidden_size=tuning.encoder_hidden_size or model.config.hidden_size,
-        encoder_num_layers=tuning.encoder_num_layers,
-        encoder_dropout=tuning.encoder_dropout,
-        **shape,
-    )
-
-
-def _num_virtual_tokens(tuning: TuningArguments) -> int:
-    if tuning.pre_seq_len is None:
-        raise ArgumentError("pre_seq_len is not set: give the number of virtual tokens, 8 to 100 as a rule")
-    return tuning.pre_seq_len
+    else:
+        config = p_tuning_config(model, _TASK, **p_tuning_options(tuning))
+    cast(Any, config).modules_to_save = list(head)
+    return config

@@ -7,6 +7,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softlaunch.arguments import Arguments, TuningArguments
+from softlaunch.arguments.defaults import LORA_ALPHA, LORA_R
 from softlaunch.errors import ArgumentError
 from softlaunch.tuning.adapter_model import AdapterModel
 from softlaunch.tuning.attention import check_implementation
@@ -33,27 +34,15 @@ def with_adapter(
         return load_adapter(base, trained, trainable=trainable, num_virtual_tokens=tuning.pre_seq_len)
     model: Any = base
     if "lora" in methods:
-        model = new_lora(base, tuning)
+        model = add_lora(base, **lora_options(tuning))
     if "p_tuning_v2" in methods:
         model = new_prefix(model, tokenizer, tuning)
     if "ia3" in methods:
-        model = add_ia3(
-            base,
-            target_modules=tuning.ia3_target_modules,
-            feedforward_modules=tuning.ia3_feedforward_modules,
-            modules_to_save=tuning.modules_to_save,
-        )
+        model = add_ia3(base, **ia3_options(tuning))
     if "prompt_tuning" in methods:
         model = new_prompt(base, tokenizer, tuning)
     if "p_tuning" in methods:
-        model = add_p_tuning(
-            base,
-            num_virtual_tokens=tuning.pre_seq_len,
-            encoder=tuning.encoder_type,  # type: ignore[arg-type]
-            hidden_size=tuning.encoder_hidden_size,
-            num_layers=tuning.encoder_num_layers,
-            dropout=tuning.encoder_dropout,
-        )
+        model = add_p_tuning(base, **p_tuning_options(tuning))
     return model
 
 
@@ -78,18 +67,37 @@ def new_prefix(
     )
 
 
-def new_lora(base: PreTrainedModel, tuning: TuningArguments) -> AdapterModel:
-    """Untrained LoRA as the arguments describe it."""
-    return add_lora(
-        base,
-        r=tuning.lora_r or 8,
-        alpha=tuning.lora_alpha or 32,
-        dropout=tuning.lora_dropout,
-        target_modules=tuning.lora_target_modules,
-        modules_to_save=tuning.modules_to_save,
-        rslora=tuning.use_rslora,
-        dora=tuning.use_dora,
-    )
+def lora_options(tuning: TuningArguments) -> dict[str, Any]:
+    """What `add_lora` takes."""
+    return {
+        "r": tuning.lora_r or LORA_R,
+        "alpha": tuning.lora_alpha or LORA_ALPHA,
+        "dropout": tuning.lora_dropout,
+        "target_modules": tuning.lora_target_modules,
+        "modules_to_save": tuning.modules_to_save,
+        "rslora": tuning.use_rslora,
+        "dora": tuning.use_dora,
+    }
+
+
+def ia3_options(tuning: TuningArguments) -> dict[str, Any]:
+    """What `add_ia3` takes."""
+    return {
+        "target_modules": tuning.ia3_target_modules,
+        "feedforward_modules": tuning.ia3_feedforward_modules,
+        "modules_to_save": tuning.modules_to_save,
+    }
+
+
+def p_tuning_options(tuning: TuningArguments) -> dict[str, Any]:
+    """What `add_p_tuning` takes."""
+    return {
+        "num_virtual_tokens": tuning.pre_seq_len,
+        "encoder": tuning.encoder_type,
+        "hidden_size": tuning.encoder_hidden_size,
+        "num_layers": tuning.encoder_num_layers,
+        "dropout": tuning.encoder_dropout,
+    }
 
 
 def new_prompt(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tuning: TuningArguments) -> SoftPromptModel:

@@ -12,6 +12,7 @@ import torch
 from peft import IA3Config, LoraConfig, PromptEncoderConfig, PromptTuningConfig
 from transformers import PreTrainedModel
 
+from softlaunch.arguments.defaults import LORA_ALPHA, LORA_R
 from softlaunch.errors import ArgumentError
 from softlaunch.tuning.adapter_model import AdapterModel
 from softlaunch.tuning.soft_prompt import SoftPromptModel, set_prompt
@@ -19,76 +20,27 @@ from softlaunch.tuning.split import gathered
 from softlaunch.tuning.targets import find_targets
 
 PromptInitialisation = Literal["random", "vocabulary", "text"]
+_CAUSAL = "CAUSAL_LM"
 
 
-def add_lora(
-    model: PreTrainedModel,
-    *,
-    r: int = 8,
-    alpha: float = 32,
-    dropout: float = 0.0,
-    target_modules: Sequence[str] | str = "auto",
-    modules_to_save: Sequence[str] | None = None,
-    rslora: bool = False,
-    dora: bool = False,
-    adapter_name: str = "default",
-) -> AdapterModel:
+def add_lora(model: PreTrainedModel, *, adapter_name: str = "default", **options: Any) -> AdapterModel:
     """Freeze `model` and learn low-rank updates of `target_modules` (arXiv:2106.09685), scaled by alpha / r.
 
-    `rslora` scales by alpha / sqrt(r) (arXiv:2312.03732), `dora` learns the columns' lengths too (arXiv:2402.09353).
+    Options are those of `lora_config`. `rslora` scales by alpha / sqrt(r) (arXiv:2312.03732), `dora` learns the
+    columns' lengths too (arXiv:2402.09353).
     Raises ArgumentError when a target or one of `modules_to_save` matches nothing, see `find_targets`.
     """
-    if r < 1:
-        raise ArgumentError("lora_r is {r}; it must be at least 1, 8 as a rule", r=r)
-    if dora and getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu":
-        raise ArgumentError(
-            "use_dora fails on an 8-bit base on the CPU, by a fault of PEFT's: take quantization_bit 4 or LoRA"
-        )
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=r,
-        lora_alpha=alpha,  # type: ignore[arg-type]
-        lora_dropout=dropout,
-        target_modules=find_targets(model, target_modules, "lora"),
-        modules_to_save=_existing(model, modules_to_save),
-        use_rslora=rslora,
-        use_dora=dora,
-    )
-    return AdapterModel(model, config, adapter_name)
+    return AdapterModel(model, lora_config(model, _CAUSAL, **options), adapter_name)
 
 
-def add_ia3(
-    model: PreTrainedModel,
-    *,
-    target_modules: Sequence[str] | str = "auto",
-    feedforward_modules: Sequence[str] | str = "auto",
-    modules_to_save: Sequence[str] | None = None,
-    adapter_name: str = "default",
-) -> AdapterModel:
+def add_ia3(model: PreTrainedModel, *, adapter_name: str = "default", **options: Any) -> AdapterModel:
     """Freeze `model` and learn factors for the outputs of layers, for the inputs of `feedforward_modules`
     (arXiv:2205.05638). These are among `target_modules`; `auto` takes what PEFT knows for the architecture.
 
-    Raises ArgumentError when a name matches nothing, or a feed-forward module is no target.
+    Options are those of `ia3_config`. Raises ArgumentError when a name matches nothing, or a feed-forward module is no
+    target.
     """
-    targets = find_targets(model, target_modules, "ia3")
-    feedforward = find_targets(model, feedforward_modules, "ia3 feed-forward")
-    if not isinstance(targets, str) and not isinstance(feedforward, str):
-        outside = sorted(set(feedforward) - set(targets))
-        if feedforward_modules == "auto":
-            feedforward = [name for name in feedforward if name in targets]
-        elif outside:
-            raise ArgumentError(
-                "ia3_feedforward_modules {names} are not among ia3_target_modules {targets}",
-                names=", ".join(outside),
-                targets=", ".join(targets),
-            )
-    config = IA3Config(
-        task_type="CAUSAL_LM",
-        target_modules=targets,
-        feedforward_modules=feedforward,
-        modules_to_save=_existing(model, modules_to_save),
-    )
-    return AdapterModel(model, config, adapter_name)
+    return AdapterModel(model, ia3_config(model, _CAUSAL, **options), adapter_name)
 
 
 def add_prompt_tuning(
@@ -110,11 +62,9 @@ def add_prompt_tuning(
             raise ArgumentError("prompt_init text needs prompt_init_text: the text to start from")
         num_virtual_tokens = num_virtual_tokens or len(init_ids)
         init_ids = [init_ids[i % len(init_ids)] for i in range(num_virtual_tokens)]
-    config = PromptTuningConfig(
-        task_type="CAUSAL_LM",
-        num_virtual_tokens=_length(num_virtual_tokens),
-        prompt_tuning_init="SAMPLE_VOCAB" if initialisation == "vocabulary" else "RANDOM",
-        **_shape(model),
+    from_vocabulary = initialisation == "vocabulary"
+    config = prompt_tuning_config(
+        model, _CAUSAL, num_virtual_tokens=num_virtual_tokens, from_vocabulary=from_vocabulary
     )
     tuned = SoftPromptModel(model, config, adapter_name)
     if initialisation == "text":  # PEFT would load a tokenizer for it, and ChatGLM's is none that it can load
@@ -124,35 +74,113 @@ def add_prompt_tuning(
     return tuned
 
 
-def add_p_tuning(
+def add_p_tuning(model: PreTrainedModel, *, adapter_name: str = "default", **options: Any) -> SoftPromptModel:
+    """Freeze `model` and learn embeddings in front of every row through an encoder, `mlp` or `lstm`, as wide as the
+    base unless `hidden_size` is given.
+
+    Options are those of `p_tuning_config`; `num_layers` and `dropout` are those of the LSTM. Raises ArgumentError for
+    no virtual tokens.
+    """
+    return SoftPromptModel(model, p_tuning_config(model, _CAUSAL, **options), adapter_name)
+
+
+def lora_config(
     model: PreTrainedModel,
+    task_type: str,
+    *,
+    r: int = LORA_R,
+    alpha: float = LORA_ALPHA,
+    dropout: float = 0.0,
+    target_modules: Sequence[str] | str = "auto",
+    modules_to_save: Sequence[str] | None = None,
+    rslora: bool = False,
+    dora: bool = False,
+) -> LoraConfig:
+    """PEFT's configuration of what `add_lora` describes."""
+    if r < 1:
+        raise ArgumentError("lora_r is {r}; it must be at least 1, 8 as a rule", r=r)
+    if dora and getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu":
+        raise ArgumentError(
+            "use_dora fails on an 8-bit base on the CPU, by a fault of PEFT's: take quantization_bit 4 or LoRA"
+        )
+    return LoraConfig(
+        task_type=task_type,
+        r=r,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=find_targets(model, target_modules, "lora"),
+        modules_to_save=_existing(model, modules_to_save),
+        use_rslora=rslora,
+        use_dora=dora,
+    )
+
+
+def ia3_config(
+    model: PreTrainedModel,
+    task_type: str,
+    *,
+    target_modules: Sequence[str] | str = "auto",
+    feedforward_modules: Sequence[str] | str = "auto",
+    modules_to_save: Sequence[str] | None = None,
+) -> IA3Config:
+    """PEFT's configuration of what `add_ia3` describes."""
+    targets = find_targets(model, target_modules, "ia3")
+    feedforward = find_targets(model, feedforward_modules, "ia3 feed-forward")
+    if not isinstance(targets, str) and not isinstance(feedforward, str):
+        outside = sorted(set(feedforward) - set(targets))
+        if feedforward_modules == "auto":
+            feedforward = [name for name in feedforward if name in targets]
+        elif outside:
+            raise ArgumentError(
+                "ia3_feedforward_modules {names} are not among ia3_target_modules {targets}",
+                names=", ".join(outside),
+                targets=", ".join(targets),
+            )
+    return IA3Config(
+        task_type=task_type,
+        target_modules=targets,
+        feedforward_modules=feedforward,
+        modules_to_save=_existing(model, modules_to_save),
+    )
+
+
+def prompt_tuning_config(
+    model: PreTrainedModel, task_type: str, *, num_virtual_tokens: int | None, from_vocabulary: bool = False
+) -> PromptTuningConfig:
+    """PEFT's configuration of embeddings in front of every row that begin as N(0, 1), or as those of random tokens."""
+    return PromptTuningConfig(
+        task_type=task_type,
+        num_virtual_tokens=require_length(num_virtual_tokens),
+        prompt_tuning_init="SAMPLE_VOCAB" if from_vocabulary else "RANDOM",
+        **_shape(model),
+    )
+
+
+def p_tuning_config(
+    model: PreTrainedModel,
+    task_type: str,
     *,
     num_virtual_tokens: int | None,
-    encoder: Literal["mlp", "lstm"] = "mlp",
+    encoder: str = "mlp",
     hidden_size: int | None = None,
     num_layers: int = 2,
     dropout: float = 0.0,
-    adapter_name: str = "default",
-) -> SoftPromptModel:
-    """Freeze `model` and learn embeddings in front of every row through an encoder, which is as wide as the base unless
-    `hidden_size` is given. `num_layers` and `dropout` are those of the LSTM.
-
-    Raises ArgumentError for no virtual tokens.
-    """
+) -> PromptEncoderConfig:
+    """PEFT's configuration of what `add_p_tuning` describes."""
     shape = _shape(model)
-    config = PromptEncoderConfig(
-        task_type="CAUSAL_LM",
-        num_virtual_tokens=_length(num_virtual_tokens),
+    return PromptEncoderConfig(
+        task_type=task_type,
+        num_virtual_tokens=require_length(num_virtual_tokens),
         encoder_reparameterization_type=encoder.upper(),
         encoder_hidden_size=hidden_size or shape["token_dim"],
         encoder_num_layers=num_layers,
         encoder_dropout=dropout,
         **shape,
     )
-    return SoftPromptModel(model, config, adapter_name)
 
 
-def _length(num_virtual_tokens: int | None) -> int:
+def require_length(num_virtual_tokens: int | None) -> int:
+    """Raises ArgumentError for no virtual tokens."""
     if not num_virtual_tokens or num_virtual_tokens < 1:
         raise ArgumentError("pre_seq_len is not set: give the number of virtual tokens, 8 to 100 as a rule")
     return num_virtual_tokens

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from softlaunch.errors import ArgumentError
+from softlaunch.layer_names import RELEASED_LAYERS
 
 ALL_LINEAR = "all-linear"  # PEFT's own word
 
@@ -28,13 +29,6 @@ _FALLBACK = {
 }
 _KNOWN: dict[str, Any] = {"lora": LORA_TARGETS, "ia3": IA3_TARGETS, "ia3 feed-forward": IA3_FEEDFORWARD}
 
-# Layers of the released ChatGLM code, and what they are in transformers' GLM
-_RELEASED = {
-    "query_key_value": ["q_proj", "k_proj", "v_proj"],
-    "dense": ["o_proj"],
-    "dense_h_to_4h": ["gate_up_proj"],
-    "dense_4h_to_h": ["down_proj"],
-}
 _NAMES = re.compile(r"[\w.-]+(\s*,\s*[\w.-]+)*")
 
 
@@ -64,9 +58,9 @@ def layer_names(model: nn.Module) -> list[str]:
     return sorted({path.rpartition(".")[2] for path in _layers(model)})
 
 
-def _native(model: PreTrainedModel, name: str) -> list[str]:
+def _native(model: PreTrainedModel, name: str) -> Sequence[str]:
     """The released name of a layer as the names that it has here."""
-    return _RELEASED[name] if name in _RELEASED and not _matches(model, name) else [name]
+    return RELEASED_LAYERS[name] if name in RELEASED_LAYERS and not _matches(model, name) else [name]
 
 
 def _layers(model: nn.Module) -> Iterable[str]:
