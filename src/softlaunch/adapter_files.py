@@ -14,13 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from softlaunch.errors import CheckpointError
+from softlaunch.files import read_json_lines
 from softlaunch.messages import say
-from softlaunch.run_directory import CONFIG_FILE, ORIGINAL_FILE, read_json, read_record
+from softlaunch.run_directory import (
+    BASE_FILE,
+    CONFIG_FILE,
+    MAIN_SCORES,
+    METRICS_FILE,
+    ORIGINAL_FILE,
+    RECORD_FILE,
+    WEIGHTS_FILE,
+    read_json,
+    read_record,
+)
 
-WEIGHTS_FILE = "adapter_model.safetensors"
-BASE_FILE = "softlaunch.json"  # the fingerprint of the base, where PEFT's config has no place for it
 MERGE_FILE = "merge.json"  # left beside a model by `softlaunch merge`
-SCORES = ("rouge-l", "bleu-4", "loss")
 
 _MAX_DEPTH = 5
 _NAMES = {
@@ -178,16 +186,16 @@ def _results(path: Path) -> tuple[int | None, dict[str, float]]:
         steps = content.get("global_step")
         logged = [entry for entry in content.get("log_history", []) if entry.get("step") == steps]
         values = {key: value for entry in logged for key, value in entry.items()}
-        return steps, _scores({name: values.get(f"eval_{name}") for name in SCORES})
+        return steps, _scores({name: values.get(f"eval_{name}") for name in MAIN_SCORES})
     run = path.parent
-    if not (run / "record.json").is_file():
+    if not (run / RECORD_FILE).is_file():
         return None, {}
     results = {
         name: read_json(run / name) for name in ("predict_results.json", "eval_results.json") if (run / name).is_file()
     }
     predicted, evaluated = results.get("predict_results.json", {}), results.get("eval_results.json", {})
-    found = {name: predicted.get(f"predict_{name}") for name in SCORES}
-    return _last_step(run / "metrics.jsonl"), _scores({**found, "loss": evaluated.get("eval_loss")})
+    found = {name: predicted.get(f"predict_{name}") for name in MAIN_SCORES}
+    return _last_step(run / METRICS_FILE), _scores({**found, "loss": evaluated.get("eval_loss")})
 
 
 def _scores(found: dict[str, Any]) -> dict[str, float]:
@@ -195,9 +203,5 @@ def _scores(found: dict[str, Any]) -> dict[str, float]:
 
 
 def _last_step(metrics: Path) -> int | None:
-    if not metrics.is_file():
-        return None
-    try:
-        return max(json.loads(line).get("step", 0) for line in metrics.read_text(encoding="utf-8").splitlines() if line)
-    except (ValueError, TypeError):  # a run that was killed while it wrote
-        return None
+    steps = [record.get("step") for record in read_json_lines(metrics)]
+    return max((step for step in steps if isinstance(step, int)), default=None)

@@ -39,6 +39,21 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a JSON-lines file, without lines that a kill cut off; none when it cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    objects = []
+    for line in lines:
+        try:
+            objects.append(json.loads(line))
+        except (ValueError, RecursionError):
+            continue
+    return [value for value in objects if isinstance(value, dict)]
+
+
 def flush(path: Path) -> None:
     """Make a file, or a folder's list of names, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

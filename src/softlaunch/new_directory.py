@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from softlaunch.errors import CheckpointError
+from softlaunch.files import flush, flush_tree
 
 _GIB = 1024**3
 # safetensors wraps what the system says about a full disk into an error of its own
@@ -36,9 +37,9 @@ def new_directory(target: Path, *, num_bytes: int = 0) -> Iterator[Path]:
             )
         temporary.mkdir()
         yield temporary
-        _synchronize(temporary)
+        flush_tree(temporary)
         temporary.rename(target)
-        _synchronize_entry(target.parent)
+        flush(target.parent)
     except CheckpointError:
         raise
     except Exception as error:
@@ -61,16 +62,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return os.strerror(errno.ENOSPC)
-
-
-def _synchronize(directory: Path) -> None:
-    for path in [*directory.rglob("*"), directory]:
-        _synchronize_entry(path)
-
-
-def _synchronize_entry(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,10 +22,10 @@ import torch
 from softlaunch import lifeline
 from softlaunch.collective import any_process, several
 from softlaunch.messages import say
+from softlaunch.run_directory import MARKER_FILE
 
 logger = logging.getLogger(__name__)
 
-MARKER_FILE = "preempted"
 EXIT_CODE = 143  # what a shell reports for a process that SIGTERM ended
 _SIGNALS = ("SIGTERM", "SIGUSR1")
 _STORE_KEY = "softlaunch/preempted"

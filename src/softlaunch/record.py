@@ -1,7 +1,6 @@
 """The record of a run: everything needed to tell what was run, with what, and where, in `record.json`."""
 
 import dataclasses
-import json
 import math
 import os
 import platform
@@ -18,9 +17,8 @@ import torch
 from softlaunch.arguments import Arguments
 from softlaunch.arguments.redact import redact, redact_argv
 from softlaunch.errors import ArgumentError
-from softlaunch.files import write_text
-
-RECORD_FILE = "record.json"
+from softlaunch.files import read_json_object, write_json
+from softlaunch.run_directory import RECORD_FILE
 
 _PACKAGES = (
     "softlaunch",
@@ -61,10 +59,9 @@ def write_record(arguments: Arguments, output_dir: str | os.PathLike[str]) -> Pa
     record = collect_record(arguments)
     earlier = [] if arguments.training.restart else _earlier_starts(path)
     record["starts"] = [*earlier, record["started"]]
-    text = json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
+        write_json(path, record)
     except OSError as error:
         raise ArgumentError(
             "output_dir {output_dir} cannot be written: {strerror}; name a directory that you may write to",
@@ -75,10 +72,8 @@ def write_record(arguments: Arguments, output_dir: str | os.PathLike[str]) -> Pa
 
 
 def _earlier_starts(path: Path) -> list[str]:
-    try:
-        return list(json.loads(path.read_text(encoding="utf-8")).get("starts", []))
-    except (OSError, ValueError, AttributeError, TypeError):
-        return []
+    starts = read_json_object(path).get("starts")
+    return starts if isinstance(starts, list) else []
 
 
 def collect_record(arguments: Arguments) -> dict[str, Any]:

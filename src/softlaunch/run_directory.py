@@ -1,4 +1,4 @@
-"""Finding one's way in what a run has left, without importing anything heavy."""
+"""The names of what a run leaves, and finding one's way there, without importing anything heavy."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,25 @@ from typing import Any
 from softlaunch.errors import CheckpointError
 
 CONFIG_FILE = "adapter_config.json"
-ORIGINAL_FILE = "pytorch_model.bin"
+WEIGHTS_FILE = "adapter_model.safetensors"
+BASE_FILE = "softlaunch.json"  # the fingerprint of the base, where PEFT's config has no place for it
+ORIGINAL_FILE = "pytorch_model.bin"  # a prefix that the original scripts have saved
+RECORD_FILE = "record.json"
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+PREDICTIONS_FILE = "predictions.jsonl"
+MARKER_FILE = "preempted"  # the run was asked to end, and has saved its work
+# Scores by which runs are compared, in the order in which they are shown
+SCORES = (
+    *("accuracy", "f1_macro", "f1_weighted", "precision_macro", "recall_macro"),
+    *("rouge-1", "rouge-2", "rouge-l", "bleu-4", "loss"),
+)
+MAIN_SCORES = ("accuracy", "f1_macro", "rouge-l", "bleu-4", "loss")  # where there is room for a few
+
+
+def shown_score(name: str, value: float) -> str:
+    """Fractions (accuracy, F1) and losses with four digits, scores out of 100 with two."""
+    return f"{value:.2f}" if name.startswith(("rouge", "bleu")) else f"{value:.4f}"
 
 
 def adapter_directory(path: Path) -> Path:
@@ -38,8 +56,8 @@ def adapter_directory(path: Path) -> Path:
 def read_record(adapter: Path) -> dict[str, Any]:
     """The `record.json` of the run that an adapter or a checkpoint belongs to, {} when there is none."""
     for directory in (adapter, adapter.parent):
-        if (directory / "record.json").is_file():
-            return read_json(directory / "record.json")
+        if (directory / RECORD_FILE).is_file():
+            return read_json(directory / RECORD_FILE)
     return {}
 
 

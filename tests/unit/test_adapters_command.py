@@ -92,9 +92,11 @@ def test_what_each_directory_holds(directory):
         "steps": "40",
         "rouge-l": "68.42",
         "bleu-4": "52.94",
-        "loss": "1.25",
+        "loss": "1.2500",
+        "accuracy": "–",
+        "f1_macro": "–",
     }
-    changed = {"steps": "20", "rouge-l": "11.00", "bleu-4": "–", "loss": "3.50"}
+    changed = {"steps": "20", "rouge-l": "11.00", "bleu-4": "–", "loss": "3.5000"}
     assert found["outputs/run/checkpoint-20"] == {**run, **changed}
     assert found["original"]["method"] == "P-Tuning v2 (original)"
     assert found["original"]["parameters"] == parameters

@@ -2,21 +2,23 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from softlaunch.adapter_files import SCORES, AdapterFiles, find_adapters
+from softlaunch.adapter_files import AdapterFiles, find_adapters
 from softlaunch.messages import say
+from softlaunch.run_directory import MAIN_SCORES, shown_score
 
 _DESCRIPTION = """\
 Directories are searched five levels deep: output directories of runs, checkpoints, adapters alone, P-Tuning v2
-checkpoints of the original scripts, whole models that were tuned or merged. rouge-l and bleu-4 are those of the run's
-test rows, loss is that of its validation rows; for a checkpoint all three are of the evaluation at its step. Into a
+checkpoints of the original scripts, whole models that were tuned or merged. Scores are those of the run's test rows,
+loss is that of its validation rows; for a checkpoint all are of the evaluation at its step. Into a
 pipe go lines with tabs between the columns, with whole paths and numbers."""
 _UNKNOWN = "–"
-_COLUMNS = ("where", "method", "base", "parameters", "size", "steps", *SCORES)
+_COLUMNS = ("where", "method", "base", "parameters", "size", "steps", *MAIN_SCORES)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +45,7 @@ def _plain_row(adapter: AdapterFiles) -> list[str]:
         _method(adapter),
         adapter.base or _UNKNOWN,
         *(_UNKNOWN if number is None else str(number) for number in numbers),
-        *_scores(adapter),
+        *_scores(adapter, MAIN_SCORES),
     ]
 
 
@@ -55,7 +57,8 @@ def _print_table(found: list[tuple[Path, AdapterFiles]], *, in_one_directory: bo
     table = Table(box=None, title=str(found[0][0]) if in_one_directory else None, padding=(0, 1, 0, 0))
     for name in (say("where"), say("method"), say("base")):
         table.add_column(name, overflow="fold")
-    for name in (say("trained"), say("size"), say("steps"), *SCORES):
+    shown = [name for name in MAIN_SCORES if any(name in adapter.scores for _, adapter in found)]
+    for name in (say("trained"), say("size"), say("steps"), *shown):
         table.add_column(name, justify="right", no_wrap=True)
     for directory, adapter in found:
         where = adapter.path.relative_to(directory) if in_one_directory else adapter.path
@@ -67,7 +70,7 @@ def _print_table(found: list[tuple[Path, AdapterFiles]], *, in_one_directory: bo
         ]
         method = say("damaged, see below") if adapter.damage else adapter.method
         style = "red" if adapter.damage else None
-        table.add_row(str(where), method, base, *numbers, *_scores(adapter), style=style)
+        table.add_row(str(where), method, base, *numbers, *_scores(adapter, shown), style=style)
     console.print(table)
     for _, adapter in found:
         if adapter.damage:
@@ -79,8 +82,8 @@ def _method(adapter: AdapterFiles) -> str:
     return "; ".join([*parts, say("damaged: {what}", what=adapter.damage)] if adapter.damage else parts)
 
 
-def _scores(adapter: AdapterFiles) -> list[str]:
-    return [f"{adapter.scores[name]:.2f}" if name in adapter.scores else _UNKNOWN for name in SCORES]
+def _scores(adapter: AdapterFiles, names: Sequence[str]) -> list[str]:
+    return [shown_score(name, adapter.scores[name]) if name in adapter.scores else _UNKNOWN for name in names]
 
 
 def _short(number: int | None, unit: str) -> str:

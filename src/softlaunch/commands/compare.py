@@ -9,8 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from softlaunch.errors import ArgumentError
-from softlaunch.evaluation.run_summary import SCORES, RunSummary, read_runs
+from softlaunch.evaluation.run_summary import RunSummary, read_runs
 from softlaunch.messages import say
+from softlaunch.run_directory import SCORES, shown_score
 
 _MIB = 1024**2
 _FORMATS = (".png", ".pdf", ".svg")
@@ -99,11 +100,10 @@ def comparison(runs: list[RunSummary]) -> Group:
 
 
 def _score(run: RunSummary, score: str, best: float) -> str:
-    """Fractions (accuracy, F1, losses) with four digits, scores out of 100 with two."""
     if score not in run.scores:
         return "–"
     value = run.scores[score]
-    text = f"{value:.2f}" if score.startswith(("rouge", "bleu")) else f"{value:.4f}"
+    text = shown_score(score, value)
     return f"[bold]{text}[/bold]" if value == best else text
 
 

@@ -1,7 +1,6 @@
 """`softlaunch merge`: a LoRA or IA3 adapter into its base model, checked on real rows."""
 
 import argparse
-import json
 import logging
 from dataclasses import asdict
 from functools import partial
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from softlaunch.adapter_files import MERGE_FILE
 from softlaunch.errors import ArgumentError, CheckpointError
+from softlaunch.files import write_json
 from softlaunch.messages import say
 from softlaunch.new_directory import new_directory, require_absent
 from softlaunch.run_directory import adapter_directory, base_of, read_record
@@ -166,5 +166,4 @@ def _write_record(
     directory: Path, adapter: Path, base: str, dtype: str, file: str | None, comparison: "Comparison"
 ) -> None:
     content = {"adapter": str(adapter), "base": base, "dtype": dtype, "rows": file, **asdict(comparison)}
-    text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-    (directory / MERGE_FILE).write_text(text, encoding="utf-8")
+    write_json(directory / MERGE_FILE, content)

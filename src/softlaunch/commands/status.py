@@ -14,6 +14,7 @@ from softlaunch.errors import ArgumentError, CheckpointError
 from softlaunch.launching.settings import read_settings
 from softlaunch.launching.status import DEAD, FINISHED, PREEMPTED, RUNNING, SILENT, STARTING, RunStatus, read_status
 from softlaunch.messages import say
+from softlaunch.run_directory import shown_score
 
 _STYLES = {FINISHED: "green", RUNNING: "cyan", STARTING: "cyan", PREEMPTED: "yellow", SILENT: "red", DEAD: "red"}
 
@@ -91,7 +92,7 @@ def _table(statuses: list[RunStatus]) -> Table:
 
 def _state(status: RunStatus) -> str:
     if status.state == FINISHED and status.scores:
-        scores = ", ".join(f"{name} {value:.1f}" for name, value in status.scores.items())
+        scores = ", ".join(f"{name} {shown_score(name, value)}" for name, value in status.scores.items())
         return say("finished, {scores}", scores=scores)
     if status.state == SILENT and status.silent_s is not None:
         return say("silent for {time}", time=timedelta(seconds=round(status.silent_s)))

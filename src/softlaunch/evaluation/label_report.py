@@ -16,8 +16,8 @@ from softlaunch.data.classification import Texts
 from softlaunch.evaluation.confusion_picture import draw_confusion
 from softlaunch.evaluation.label_metrics import confusion, label_scores, scores_per_class
 from softlaunch.messages import say
+from softlaunch.run_directory import PREDICTIONS_FILE
 
-PREDICTIONS_FILE = "predictions.jsonl"
 _MAX_MISTAKES = 20
 _FILE_WIDTH = 120  # where the output goes into a file or a pipe, whose width nobody knows
 _TITLE_WIDTH = 48  # so that the title stays on one line

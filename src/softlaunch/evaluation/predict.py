@@ -29,10 +29,10 @@ from softlaunch.data.order import batches_of_process
 from softlaunch.evaluation.whole import whole_weights
 from softlaunch.files import write_text
 from softlaunch.messages import clock, say
+from softlaunch.run_directory import PREDICTIONS_FILE
 
 logger = logging.getLogger(__name__)
 
-PREDICTIONS_FILE = "predictions.jsonl"
 _LOG_EVERY_S = 15.0
 # Where ChatGLM3 and GLM-4 hand over to somebody else instead of ending the text
 _TURN_TOKENS = ("<|user|>", "<|observation|>")

@@ -1,19 +1,15 @@
 """What a run has left in its directory, as the few figures by which runs are compared. Reads files alone."""
 
 import csv
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from softlaunch.errors import CheckpointError
+from softlaunch.files import read_json_lines
+from softlaunch.run_directory import CONFIG_FILE, METRICS_FILE, RECORD_FILE, SCORES, read_json
 
-# Scores by which runs are compared, in the order of a table's columns
-SCORES = (
-    *("accuracy", "f1_macro", "f1_weighted", "precision_macro", "recall_macro"),
-    *("rouge-1", "rouge-2", "rouge-l", "bleu-4", "loss"),
-)
 _RESULTS = {"predict": "predict_results.json", "eval": "eval_results.json"}
 _TRAINED = ("adapter", "model")  # what a run has trained: an adapter, or the whole model
 
@@ -65,8 +61,8 @@ def _read_run(path: Path, name: str) -> RunSummary:
     if not path.is_dir():
         raise CheckpointError("{path}: there is no such directory. Give the output_dir of a run.", path=path)
     train = _read_json(path / "train_results.json")
-    arguments = _read_json(path / "record.json").get("arguments", {})
-    logged = _read_lines(path / "metrics.jsonl")
+    arguments = _read_json(path / RECORD_FILE).get("arguments", {})
+    logged = read_json_lines(path / METRICS_FILE)
     results = {split: _read_json(path / file) for split, file in _RESULTS.items()}
     if not (any(results.values()) or train or logged):
         raise CheckpointError(
@@ -99,7 +95,7 @@ def _read_run(path: Path, name: str) -> RunSummary:
 def _method(path: Path, arguments: dict[str, Any]) -> str | None:
     """The method that the arguments name, else the kind of the adapter that was saved, else that of a whole model."""
     named = arguments.get("tuning", {}).get("tuning")
-    kind = _read_json(path / "adapter" / "adapter_config.json").get("peft_type")
+    kind = _read_json(path / "adapter" / CONFIG_FILE).get("peft_type")
     return named or (kind and kind.lower()) or ("full" if (path / "model" / "config.json").is_file() else None)
 
 
@@ -114,26 +110,7 @@ def _short_names(paths: list[Path]) -> list[str]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError("{file}: this is no valid JSON ({error}).", file=file, error=error) from error
-    if not isinstance(content, dict):
-        raise CheckpointError("{file}: expected is a JSON object.", file=file)
-    return content
-
-
-def _read_lines(file: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file; a last line that a kill cut off is none."""
-    records = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return [record for record in records if isinstance(record, dict)]
+    return read_json(file) if file.is_file() else {}
 
 
 def _curve(records: list[dict[str, Any]], name: str) -> Curve:

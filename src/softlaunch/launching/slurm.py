@@ -1,8 +1,8 @@
 """The text of a Slurm job, made from a `Job` and nothing else."""
 
 from softlaunch.launching.job import Job, quoted
+from softlaunch.run_directory import MARKER_FILE
 
-MARKER_FILE = "preempted"  # what a run leaves in its output_dir when it was asked to end and has saved itself
 _SCRIPT_RESERVE_S = 60  # between the end of the run's time to save and Slurm's limit, to requeue
 
 

@@ -1,16 +1,15 @@
 """How far a run is, from the files in its `output_dir` alone: no process is asked, so it works from any machine."""
 
-import json
 import os
 import platform
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from softlaunch.errors import CheckpointError
-from softlaunch.launching.slurm import MARKER_FILE
+from softlaunch.files import read_json_lines, read_json_object
+from softlaunch.run_directory import MAIN_SCORES, MARKER_FILE, METRICS_FILE, RECORD_FILE, RUN_FILE
 
 FINISHED, PREEMPTED, RUNNING, STARTING = "finished", "preempted", "running", "starting"
 SILENT, DEAD = "silent", "dead"
@@ -44,22 +43,22 @@ def read_status(directory: str | Path, now: float | None = None) -> RunStatus:
     Raises CheckpointError when no run has begun there.
     """
     directory, now = Path(directory), time.time() if now is None else now
-    record = _json(directory / "record.json")
+    record = read_json_object(directory / RECORD_FILE)
     if not record:
         raise CheckpointError(
             "{directory}: no run has begun here (there is no record.json); status takes the output_dir of a run",
             directory=directory,
         )
     training = record.get("arguments", {}).get("training", {})
-    metrics = [line for line in _json_lines(directory / "metrics.jsonl") if isinstance(line.get("step"), int)]
+    metrics = [line for line in read_json_lines(directory / METRICS_FILE) if isinstance(line.get("step"), int)]
     logged = [line for line in metrics if isinstance(line.get("loss"), (int, float))]
-    results = _json(directory / "train_results.json")
+    results = read_json_object(directory / "train_results.json")
     last = logged[-1] if logged else {}
     num_steps = _num_steps(training, last)
     step = metrics[-1]["step"] if metrics else None
     rate = _seconds_per_step(logged)
-    finished = bool(_json(directory / "run.json").get("finished"))  # and was perhaps started again since
-    trained = finished or _is_newer(directory / "train_results.json", directory / "record.json")
+    finished = bool(read_json_object(directory / RUN_FILE).get("finished"))  # and was perhaps started again since
+    trained = finished or _is_newer(directory / "train_results.json", directory / RECORD_FILE)
     silent_s = _silent_s(directory, now)
     state = _state(directory, training, trained, step, silent_s)
     return RunStatus(
@@ -88,10 +87,8 @@ def newest_checkpoint(directory: Path) -> str | None:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """By the manifest, which is written last; a run of a version without manifests writes trainer_state.json last."""
-    if not (checkpoint / "manifest.json").exists():
-        return (checkpoint / "trainer_state.json").is_file()
-    files = _json(checkpoint / "manifest.json").get("files")
+    """By the manifest, which is written last."""
+    files = read_json_object(checkpoint / "manifest.json").get("files")
     if not isinstance(files, dict):
         return False
     return all(_size(checkpoint / name) == entry.get("size") for name, entry in files.items())
@@ -101,11 +98,11 @@ def _state(directory: Path, training: dict[str, Any], trained: bool, step: int |
     if (directory / MARKER_FILE).exists():
         return PREEMPTED
     later = {f"do_{step}": directory / f"{step}_results.json" for step in ("eval", "predict")}
-    done = {name: _is_newer(file, directory / "record.json") for name, file in later.items()}
+    done = {name: _is_newer(file, directory / RECORD_FILE) for name, file in later.items()}
     asked = [name for name in done if training.get(name)]
     if (trained or not training.get("do_train")) and all(done[name] for name in asked):
         return FINISHED
-    if _is_gone(_json(directory / ".lock")):
+    if _is_gone(read_json_object(directory / ".lock")):
         return DEAD
     if silent_s is not None and silent_s > _SILENT_AFTER_S:
         return SILENT
@@ -147,14 +144,14 @@ def _seconds_per_step(logged: list[dict[str, Any]]) -> float | None:
 
 
 def _scores(directory: Path, training: dict[str, Any]) -> dict[str, float]:
-    """The scores of generated answers, once they are there."""
-    results = _json(directory / "predict_results.json") if training.get("do_predict") else {}
-    wanted = ("rouge-l", "bleu-4", "accuracy", "f1")
-    return {n.removeprefix("predict_"): v for n, v in results.items() if n.removeprefix("predict_") in wanted}
+    """A few of the test rows, once they are there."""
+    results = read_json_object(directory / "predict_results.json") if training.get("do_predict") else {}
+    found = {name: results.get(f"predict_{name}") for name in MAIN_SCORES if name != "loss"}
+    return {name: value for name, value in found.items() if isinstance(value, (int, float))}
 
 
 def _silent_s(directory: Path, now: float) -> float | None:
-    files = [p for name in ("metrics.jsonl", "record.json", "predictions*") for p in directory.glob(name)]
+    files = [p for name in (METRICS_FILE, RECORD_FILE, "predictions*") for p in directory.glob(name)]
     files += list(directory.glob("checkpoint-*"))
     return max(0.0, now - max(path.stat().st_mtime for path in files)) if files else None
 
@@ -165,26 +162,3 @@ def _is_newer(path: Path, than: Path) -> bool:
 
 def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """An object; empty when the file is missing or being written."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        return
-    for line in lines:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue  # the last line may be half written
-        if isinstance(value, dict):
-            yield value

@@ -4,17 +4,16 @@ Every file of the source becomes one of the target. It is mapped, not read, and 
 a conversion takes the memory of about one file, most of it pages that the system can take back at any time.
 """
 
-import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from transformers import GlmConfig, GlmForCausalLM
 
 from softlaunch.errors import CheckpointError
+from softlaunch.files import write_json
 from softlaunch.layer_names import counterparts, projection_sizes
 from softlaunch.models.chatglm import glm_config
 from softlaunch.models.export import Layout
@@ -58,7 +57,7 @@ class Conversion:
             write_glm_config(self.config, target)
             self.notes += write_glm_tokenizer(self.source, target)
         else:
-            _write_json(target / "config.json", released_config(self.config))
+            write_json(target / "config.json", released_config(self.config))
             self.notes += write_released_tokenizer(self.source, target)
         for name in _OTHER_FILES:
             if (self.source / name).is_file():
@@ -79,7 +78,7 @@ class Conversion:
             num_bytes += sum(tensor.nbytes for tensor in tensors.values())
             del tensors  # before the next file is mapped
         if len(parts) > 1:
-            _write_json(target / INDEX_FILE, {"metadata": {"total_size": num_bytes}, "weight_map": index})
+            write_json(target / INDEX_FILE, {"metadata": {"total_size": num_bytes}, "weight_map": index})
 
     def _parts(self) -> dict[Path, list[Pair]]:
         """The files of the source, and the names that go into the file that is made of each.
@@ -205,7 +204,3 @@ def _require_no_loss(source: Path, unknown: set[str], drop_prefix: bool) -> None
             number=len(unknown - prefix),
             names=", ".join(sorted(unknown - prefix)[:5]),
         )
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ import torch
 from transformers import GlmForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from softlaunch.errors import ArgumentError
+from softlaunch.files import write_json
 from softlaunch.models.chatglm import weight_transforms
 
 Layout = Literal["glm", "chatglm"]
@@ -72,7 +73,7 @@ def _name(dtype: torch.dtype) -> str:
 
 def _set(file: Path, key: str, value: str) -> None:
     content = {**json.loads(file.read_text(encoding="utf-8")), key: value}
-    file.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(file, content)
 
 
 def _copy_released(source: Path, directory: Path) -> None:

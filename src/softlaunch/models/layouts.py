@@ -13,6 +13,7 @@ import torch
 from transformers import GlmConfig, GlmForCausalLM
 
 from softlaunch.errors import CheckpointError
+from softlaunch.files import write_json
 from softlaunch.layer_names import counterparts
 
 ROTARY_TABLE = "transformer.rotary_pos_emb.inv_freq"  # in every release; it follows from the config
@@ -95,7 +96,7 @@ def write_glm_config(config: GlmConfig, directory: Path) -> None:
     released = released_config(config)
     numbers = {name: released[name] for name in ("layernorm_epsilon", "rope_ratio", "seq_length")}
     written = {**json.loads(file.read_text(encoding="utf-8")), **numbers}
-    file.write_text(json.dumps(written, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(file, written)
 
 
 def released_tensors(tensors: Mapping[str, torch.Tensor], config: GlmConfig) -> dict[str, torch.Tensor]:

@@ -1,12 +1,12 @@
 """Writing a whole model with its tokenizer, in transformers' layout or in the one that ChatGLM is released in."""
 
-import json
 from pathlib import Path
 
 from huggingface_hub import save_torch_state_dict
 from transformers import GlmConfig, PreTrainedModel
 
 from softlaunch.errors import CheckpointError
+from softlaunch.files import write_json
 from softlaunch.models.export import Layout, save_model_directory
 from softlaunch.models.layouts import released_config, released_tensors, write_glm_config
 from softlaunch.models.load import read_config
@@ -53,7 +53,7 @@ def _save_as_released(model: PreTrainedModel, base: str, target: Path) -> list[s
     assert isinstance(config, GlmConfig)
     tensors = {name: tensor.to(model.dtype) for name, tensor in model.state_dict().items()}
     save_torch_state_dict(released_tensors(tensors, config), target)
-    (target / "config.json").write_text(json.dumps(released_config(config), indent=2) + "\n", encoding="utf-8")
+    write_json(target / "config.json", released_config(config))
     return write_released_tokenizer(Path(base), target)
 
 

@@ -1,10 +1,10 @@
 """The tokenizer beside a converted model."""
 
-import json
 import shutil
 from pathlib import Path
 
 from softlaunch.errors import CheckpointError
+from softlaunch.files import write_json
 from softlaunch.messages import say
 from softlaunch.models.tiktoken_tokenizer import is_tiktoken
 from softlaunch.models.tokenizer import load_tokenizer
@@ -50,7 +50,7 @@ def write_released_tokenizer(source: Path, target: Path) -> list[str]:
         ]
     shutil.copyfile(vocabulary, target / _VOCABULARY)
     config = _released_tokenizer_config(source)
-    (target / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(target / "tokenizer_config.json", config)
     return notes
 
 

@@ -11,4 +11,5 @@ def write_results(output_dir: Path, step: str, metrics: dict[str, Any]) -> None:
     """Write both files, each whole or as it was: a half written one would stop the next start."""
     file = output_dir / "all_results.json"
     for path, content in ((output_dir / f"{step}_results.json", metrics), (file, read_json_object(file) | metrics)):
-        write_text(path, json.dumps(content, indent=4, sort_keys=True))
+        text = json.dumps(content, ensure_ascii=False, indent=2, sort_keys=True)  # scores may be no number
+        write_text(path, text + "\n")

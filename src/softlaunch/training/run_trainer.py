@@ -15,6 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from softlaunch.arguments import TrainingArguments
 from softlaunch.data.order import LengthGroupedSampler
+from softlaunch.run_directory import METRICS_FILE
 from softlaunch.training.callbacks import MetricsFile
 from softlaunch.training.checkpoint import checkpoint_to_resume, trained_tensors
 from softlaunch.training.guard import Guard
@@ -38,7 +39,7 @@ class RunTrainer(ResumableTrainer):
         self.save_whole = save_whole
         arguments = cast(TrainingArguments, self.args)
         begins_anew = arguments.restart and arguments.do_train
-        self.add_callback(MetricsFile(self.output_dir / "metrics.jsonl", restart=begins_anew))
+        self.add_callback(MetricsFile(self.output_dir / METRICS_FILE, restart=begins_anew))
         self.guard, self.throughput = Guard(self.args), Throughput()
         self.add_callback(self.guard)
         self.add_callback(self.throughput)

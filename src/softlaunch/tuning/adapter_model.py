@@ -13,11 +13,10 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from softlaunch.errors import CheckpointError
+from softlaunch.files import write_json
 from softlaunch.messages import say
+from softlaunch.run_directory import BASE_FILE, CONFIG_FILE
 from softlaunch.tuning.fingerprint import fingerprint, num_differences
-
-CONFIG_FILE = "adapter_config.json"
-BASE_FILE = "softlaunch.json"  # beside PEFT's files, since PEFT warns of keys that it does not know
 
 
 class AdapterFiles(PeftModel):
@@ -136,7 +135,7 @@ def read_config(directory: Path, *, trainable: bool) -> PeftConfig:
 def write_base(directory: Path, found: list[float], name: str) -> None:
     """Write down beside an adapter which base it is for, as `check_base` reads it."""
     base = {"base_model_name_or_path": name, "base_fingerprint": found}
-    (directory / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / BASE_FILE, base)
 
 
 def check_base(directory: Path, found: list[float], name: str) -> None:

@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from softlaunch.errors import CheckpointError
+from softlaunch.files import write_json
+from softlaunch.run_directory import CONFIG_FILE, ORIGINAL_FILE, WEIGHTS_FILE
 from softlaunch.tuning.damage import cannot_be_read
 from softlaunch.tuning.fingerprint import fingerprint, num_differences
 from softlaunch.tuning.prefix_encoder import PEFT_TYPE, PrefixConfig, PrefixEncoder, kv_shape
@@ -29,9 +31,6 @@ from softlaunch.tuning.rotary import rotate_keys
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-ORIGINAL_FILE = "pytorch_model.bin"
 _ORIGINAL_PREFIX = "transformer.prefix_encoder."
 
 
@@ -123,7 +122,7 @@ def write_original(encoder: PrefixEncoder, directory: Path) -> None:
     torch.save(tensors, content)
     (directory / ORIGINAL_FILE).write_bytes(content.getbuffer())
     shape = {"pre_seq_len": encoder.config.num_virtual_tokens, "prefix_projection": encoder.config.prefix_projection}
-    (directory / "config.json").write_text(json.dumps({"model_type": "chatglm", **shape}, indent=2) + "\n")
+    write_json(directory / "config.json", {"model_type": "chatglm", **shape})
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from softlaunch.errors import CheckpointError
+from softlaunch.run_directory import WEIGHTS_FILE
 from softlaunch.tuning.adapter_model import does_not_fit, write_base
 from softlaunch.tuning.fingerprint import fingerprint
 from softlaunch.tuning.prefix_encoder import PrefixConfig
@@ -23,7 +24,6 @@ from softlaunch.tuning.prefix_model import PrefixModel
 
 HEAD_TYPE = "HEAD"
 HEAD_FILE = "head.safetensors"  # beside a prefix
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 @dataclass

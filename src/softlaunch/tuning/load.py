@@ -9,7 +9,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from softlaunch.errors import ArgumentError, CheckpointError
-from softlaunch.tuning.adapter_model import CONFIG_FILE, AdapterModel, check_base, does_not_fit, read_config
+from softlaunch.run_directory import CONFIG_FILE
+from softlaunch.tuning.adapter_model import AdapterModel, check_base, does_not_fit, read_config
 from softlaunch.tuning.damage import cannot_be_read
 from softlaunch.tuning.fingerprint import fingerprint
 from softlaunch.tuning.prefix_encoder import PEFT_TYPE

@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from softlaunch.errors import ArgumentError
+from softlaunch.run_directory import CONFIG_FILE
 from softlaunch.tuning import formats
-from softlaunch.tuning.adapter_model import CONFIG_FILE, AdapterModel
+from softlaunch.tuning.adapter_model import AdapterModel
 from softlaunch.tuning.attention import PrefixStates, can_count, use_plain_attention, use_prefix_attention
 from softlaunch.tuning.fingerprint import fingerprint
 from softlaunch.tuning.prefix_encoder import PrefixConfig, PrefixEncoder

@@ -24,14 +24,15 @@ from safetensors.torch import save_file
 from transformers import GlmConfig, PreTrainedModel
 
 from softlaunch.errors import CheckpointError
+from softlaunch.files import write_json
 from softlaunch.layer_names import counterparts, projection_sizes
 from softlaunch.messages import say
-from softlaunch.tuning.adapter_model import BASE_FILE, CONFIG_FILE, does_not_fit
+from softlaunch.run_directory import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE
+from softlaunch.tuning.adapter_model import does_not_fit
 
 Layout = Literal["glm", "chatglm"]
 Tensors = dict[str, torch.Tensor]
 
-_WEIGHTS_FILE = "adapter_model.safetensors"
 _START = "base_model.model."
 LAYERED = ("LORA", "IA3")  # the kinds of adapters that sit in layers
 _FUSED, _PARTS = "query_key_value", ("q_proj", "k_proj", "v_proj")
@@ -243,5 +244,5 @@ def _read(directory: Path) -> Tensors:
 def _write(target: Path, config: dict[str, Any], layers: Mapping[str, Tensors]) -> None:
     tensors = {f"{_START}{path}.{kind}": tensor for path, found in layers.items() for kind, tensor in found.items()}
     # q, k and v have the same A: a file holds it three times
-    save_file({k: v.clone() for k, v in tensors.items()}, target / _WEIGHTS_FILE, metadata={"format": "pt"})
-    (target / CONFIG_FILE).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    save_file({k: v.clone() for k, v in tensors.items()}, target / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_json(target / CONFIG_FILE, config)

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 
 from softlaunch.errors import ArgumentError, CheckpointError
 from softlaunch.messages import say
+from softlaunch.run_directory import WEIGHTS_FILE
 from softlaunch.tuning.adapter_model import AdapterModel, read_config
 
-WEIGHTS_FILE = "adapter_model.safetensors"
 _ENCODER = "prompt_encoder."  # the prompt encoder's own tensors, beside the `prompt_embeddings` that PEFT reads
 
 
