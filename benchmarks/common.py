@@ -52,22 +52,30 @@ def rows(args: argparse.Namespace, num_rows: int) -> datasets.Dataset:
 
 
 def base(args: argparse.Namespace) -> GlmForCausalLM:
+    """A random model of `num_layers`, `hidden_size`, `dtype` and, unless it is 64, `head_dim`, on the device."""
     torch.manual_seed(0)
+    head_dim = getattr(args, "head_dim", 64)
     config = GlmConfig(
         vocab_size=65_024,
         hidden_size=args.hidden_size,
         intermediate_size=args.hidden_size * 107 // 32,  # ChatGLM2's proportions
         num_hidden_layers=args.num_layers,
-        num_attention_heads=args.hidden_size // 64,
+        num_attention_heads=args.hidden_size // head_dim,
         num_key_value_heads=2,
-        head_dim=64,
+        head_dim=head_dim,
         attention_bias=True,
         pad_token_id=0,
         eos_token_id=2,
         tie_word_embeddings=False,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
     )
-    return GlmForCausalLM(config).to(device(), getattr(torch, args.dtype))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, args.dtype))  # 6 billion float32 numbers would not fit first
+    try:
+        with torch.device(device()):
+            return GlmForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def device() -> str:
