@@ -32,15 +32,6 @@ PAD_ID, EOS_ID = 0, 2
 SPECIAL_TOKENS = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]  # their ids follow the tokenizer's own pieces
 SAMPLE_SIZE = 20_000  # documents that the tokenizer is trained on and the used part of the vocabulary is taken from
 
-ROW_FORMS = [
-    "{summary}",
-    "{named}。\n{summary}",
-    "{named}\n\n{summary}",
-    "要写到{values}。\n{summary}",
-    "甲：{named} 乙：{summary}",
-    "{summary}\n关键词：{values}。",
-]
-
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

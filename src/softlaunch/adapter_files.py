@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from softlaunch.arguments.defaults import NUM_TRAINED_LAYERS
 from softlaunch.errors import CheckpointError
 from softlaunch.files import read_json_lines
 from softlaunch.messages import say
@@ -26,11 +27,13 @@ from softlaunch.run_directory import (
     WEIGHTS_FILE,
     read_json,
     read_record,
+    trains_last_layers,
 )
 
 MERGE_FILE = "merge.json"  # left beside a model by `softlaunch merge`
 
 _MAX_DEPTH = 5
+_OTHER_TYPES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # than files of ours hold
 _NAMES = {
     "P_TUNING_V2": "P-Tuning v2",
     "PREFIX_TUNING": "PEFT prefix tuning",
@@ -93,7 +96,7 @@ def look_at(path: Path) -> AdapterFiles:
         found.num_bytes = sum(file.stat().st_size for file in files if file.is_file())
     except CheckpointError as error:
         found.damage = str(error)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # values of other types
+    except _OTHER_TYPES as error:
         found.damage = say("its files are not those of an adapter: {error}", error=error)
     return found
 
@@ -111,6 +114,8 @@ def look_at_model(path: Path, method: str) -> AdapterFiles:
         found.num_bytes = sum(file.stat().st_size for file in weights)
     except CheckpointError as error:
         found.damage = str(error)
+    except _OTHER_TYPES as error:
+        found.damage = say("its files are not those of an adapter: {error}", error=error)
     return found
 
 
@@ -126,8 +131,9 @@ def _whole_model(path: Path, files: list[str]) -> str | None:
         return None
     if tuning is None:
         return None
-    layers = tuning.get("freeze_trainable_layers")
-    return say("full fine-tuning") if layers is None else say("last {number} layers", number=layers)
+    if not trains_last_layers(tuning):
+        return say("full fine-tuning")
+    return say("last {number} layers", number=tuning.get("freeze_trainable_layers") or NUM_TRAINED_LAYERS)
 
 
 def _method(config: dict[str, Any], quantization_bit: int | None) -> str:

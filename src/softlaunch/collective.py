@@ -20,6 +20,11 @@ def any_process(flag: bool) -> bool:
     return bool(anywhere.item())
 
 
+def every_process(flag: bool) -> bool:
+    """Whether `flag` is set on every process; all of them call it together."""
+    return not any_process(not flag)
+
+
 def wait_for_all() -> None:
     """Return when every process has called it."""
     if several():

@@ -61,6 +61,11 @@ def read_record(adapter: Path) -> dict[str, Any]:
     return {}
 
 
+def trains_last_layers(tuning: dict[str, Any]) -> bool:
+    """Whether the recorded options of a run that has tuned a whole model ask for its last layers alone."""
+    return tuning.get("tuning") == "freeze" or tuning.get("freeze_trainable_layers") is not None
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The object in `file`. Raises CheckpointError when it is no valid JSON, or another value."""
     try:

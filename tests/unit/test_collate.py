@@ -23,18 +23,6 @@ def test_training_batches_are_padded_on_the_right():
     )
 
 
-def test_training_batches_padded_to_a_multiple():
-    collate = TrainingCollator(pad_token_id=9, pad_to_multiple_of=4)
-    check(
-        collate([{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}]),
-        input_ids=[[1, 2, 3, 9]],
-        attention_mask=[[1, 1, 1, 0]],
-        labels=[[-100, 2, 3, -100]],
-    )
-    full = {"input_ids": [1] * 4, "labels": [1] * 4}
-    assert collate([full])["input_ids"].shape == (1, 4), "already a multiple"
-
-
 def test_generation_batches_are_padded_on_the_left():
     check(
         GenerationCollator(pad_token_id=9)([SHORT, LONG]),

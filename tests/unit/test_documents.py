@@ -56,6 +56,12 @@ def test_command(path, command):
         arguments, overrides = parser.parse_known_args(words[2:])
         assert not overrides or "overrides" in arguments, overrides
         assert {word[2:] for word in overrides if word.startswith("--")} <= options(), overrides
+    if words[0] == "python" and words[1:3] != ["-m", "pytest"]:
+        script = words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1]
+        source = (ROOT / script).read_text(encoding="utf-8")
+        known = set(re.findall(r'"--(\w+)"', source)) | (options() if script.startswith("recipes/") else set())
+        fields = set(re.findall(r"^    (\w+): .* = field\(", source, re.MULTILINE))
+        assert {word[2:] for word in words if word.startswith("--")} <= known | fields, words
     if words[:2] == ["accelerate", "launch"]:
         parsed = launch_command_parser().parse_args([w for w in words[2:] if w not in ("[", "]")])
         assert parsed.training_script.startswith("recipes/")

@@ -13,17 +13,14 @@ from softlaunch.data.encode import IGNORED_LABEL
 class TrainingCollator:
     """Pads on the right.
 
-    Returns `input_ids`, `attention_mask` and `labels` (-100 where padded), each (batch, longest row), the length raised
-    to a multiple of `pad_to_multiple_of` if given, and `row_id` (batch,) if the rows have one.
+    Returns `input_ids`, `attention_mask` and `labels` (-100 where padded), each (batch, longest row), and `row_id`
+    (batch,) if the rows have one.
     """
 
     pad_token_id: int
-    pad_to_multiple_of: int | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         length = max(len(row["input_ids"]) for row in rows)
-        multiple = self.pad_to_multiple_of or 1
-        length = -(-length // multiple) * multiple
         return {
             "input_ids": _pad_right([row["input_ids"] for row in rows], self.pad_token_id, length),
             "attention_mask": _pad_right([[1] * len(row["input_ids"]) for row in rows], 0, length),

@@ -8,7 +8,7 @@ from typing import Any
 
 from softlaunch.errors import CheckpointError
 from softlaunch.files import read_json_lines
-from softlaunch.run_directory import CONFIG_FILE, METRICS_FILE, RECORD_FILE, SCORES, read_json
+from softlaunch.run_directory import CONFIG_FILE, METRICS_FILE, RECORD_FILE, SCORES, read_json, trains_last_layers
 
 _RESULTS = {"predict": "predict_results.json", "eval": "eval_results.json"}
 _TRAINED = ("adapter", "model")  # what a run has trained: an adapter, or the whole model
@@ -94,9 +94,11 @@ def _read_run(path: Path, name: str) -> RunSummary:
 
 def _method(path: Path, arguments: dict[str, Any]) -> str | None:
     """The method that the arguments name, else the kind of the adapter that was saved, else that of a whole model."""
-    named = arguments.get("tuning", {}).get("tuning")
+    tuning = arguments.get("tuning", {})
     kind = _read_json(path / "adapter" / CONFIG_FILE).get("peft_type")
-    return named or (kind and kind.lower()) or ("full" if (path / "model" / "config.json").is_file() else None)
+    whole = "freeze" if trains_last_layers(tuning) else "full"
+    is_whole = (path / "model" / "config.json").is_file()
+    return tuning.get("tuning") or (kind and kind.lower()) or (whole if is_whole else None)
 
 
 def _short_names(paths: list[Path]) -> list[str]:

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from softlaunch.collective import every_process
+
 logger = logging.getLogger(__name__)
 
 _MEMORY_SHARE = 0.5  # of what is free: the KV cache and the logits need the rest
@@ -54,9 +56,7 @@ def whole_weights(model: nn.Module) -> Iterator[bool]:
 def _fits_everywhere(num_bytes: int) -> bool:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     assert device is not None
-    fits = torch.tensor(int(num_bytes <= _MEMORY_SHARE * _free_bytes(device)), device=device)
-    torch.distributed.all_reduce(fits, op=torch.distributed.ReduceOp.MIN)
-    return bool(fits.item())
+    return every_process(num_bytes <= _MEMORY_SHARE * _free_bytes(device))
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -21,6 +21,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from softlaunch.arguments import TrainingArguments
+from softlaunch.collective import every_process
 from softlaunch.data.order import batches_of_process
 from softlaunch.errors import ArgumentError
 from softlaunch.messages import say
@@ -93,7 +94,7 @@ def encode_once(
             :32
         ]
         file = directory / f"{key}.safetensors"
-        if overwrite_cache or not _on_all(file.is_file(), arguments):
+        if overwrite_cache or not every_process(file.is_file()):
             found = _encode(model, rows, collate, arguments)
             if arguments.local_process_index == 0:
                 _write(found, file)
@@ -183,14 +184,6 @@ def _autocast(arguments: TrainingArguments) -> AbstractContextManager:
     """As the Trainer computes."""
     dtype = getattr(torch, _precision(arguments))
     return torch.autocast(arguments.device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def _on_all(found: bool, arguments: TrainingArguments) -> bool:
-    if arguments.world_size == 1:
-        return found
-    agreed = torch.tensor(int(found), device=arguments.device)
-    torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MIN)
-    return bool(agreed.item())
 
 
 def _write(features: torch.Tensor, file: Path) -> None:

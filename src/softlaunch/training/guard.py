@@ -8,6 +8,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from softlaunch.collective import several
 from softlaunch.errors import UserError
 from softlaunch.messages import say
 from softlaunch.training.diagnosis import Batch, gradient_cause, loss_cause
@@ -117,7 +118,7 @@ def _gradients(model: nn.Module) -> Iterator[torch.Tensor]:
 
 def _on_all_processes(flags: torch.Tensor) -> list[bool]:
     """Bool (n,) to n answers: whether each flag is set on every process."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if several():
         flags = flags.to(torch.int32)
         torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MIN)
     return [bool(flag) for flag in flags.tolist()]
@@ -126,7 +127,7 @@ def _on_all_processes(flags: torch.Tensor) -> list[bool]:
 def _of_all_processes(row_ids: list[int] | None, cause: str = "", loss: float = 0.0) -> tuple[str, str, float]:
     """The rows of all processes in words, and the first cause that one of them has found, with its loss."""
     found: list[Any] = [(row_ids, cause, loss)]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if several():
         found = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(found, (row_ids, cause, loss))
     rows = [row for ids, *_ in found for row in ids or ()]
