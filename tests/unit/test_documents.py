@@ -22,9 +22,10 @@ READERS_OWN = re.compile(r"my_run|run\.json|cluster\.json|job\.yaml|^[A-Z_]+$|\$
 
 
 def commands(text: str) -> list[str]:
-    """Lines of code blocks, continued lines joined, that start one of the programs below."""
+    """Lines of code blocks, continued lines joined, that start one of the programs below; within lines, of python."""
     lines = text.replace("\\\n", " ").splitlines()
     found = [line.strip().removeprefix("$ ").split(" # ")[0] for line in lines]
+    found += re.findall(r"`(python (?:benchmarks|-m tests)[^`]*)`", text.replace("\n", " "))
     return [line for line in found if line.split(" ")[0] in ("bash", "accelerate", "python", "cp", "softlaunch")]
 
 
