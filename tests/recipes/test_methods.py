@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.recipes.test_ptuning import BASE, TRAIN_FILE, cache, files, records, start  # noqa: F401
+from tests.recipes.test_ptuning import BASE, TRAIN_FILE, files, records
 
 pytestmark = pytest.mark.recipe
 
@@ -21,7 +21,7 @@ def words(recipe_args, output_dir, more=""):
     return [f"recipes/args/{recipe_args}.json", *FEW.split(), "--output_dir", output_dir, *more.split()]
 
 
-def test_argument_file_of_the_original_lora_variant(start, tmp_path):  # noqa: F811
+def test_argument_file_of_the_original_lora_variant(start, tmp_path):
     """As it is in use, with other paths; the flags only make it short."""
     file = tmp_path / "adgen_original.json"
     file.write_text(
@@ -64,7 +64,7 @@ def test_argument_file_of_the_original_lora_variant(start, tmp_path):  # noqa: F
     assert set(config["target_modules"]) == {"q_proj", "k_proj", "v_proj"}
 
 
-def test_qlora_trains_and_is_evaluated(start, tmp_path):  # noqa: F811
+def test_qlora_trains_and_is_evaluated(start, tmp_path):
     run, again = tmp_path / "run", tmp_path / "again"
     recipe = "recipes/lora_chatglm.py"
     start(*words("demo_lora", run, "--quantization_bit 4"), recipe=recipe)
@@ -75,7 +75,7 @@ def test_qlora_trains_and_is_evaluated(start, tmp_path):  # noqa: F811
     ]
 
 
-def test_full_fine_tuning_leaves_a_model_that_answers_alike(start, tmp_path):  # noqa: F811
+def test_full_fine_tuning_leaves_a_model_that_answers_alike(start, tmp_path):
     recipe = "recipes/finetune_chatglm.py"
     start(*words("demo_full", tmp_path, "--save_format chatglm"), recipe=recipe)
     left = files(tmp_path)
@@ -100,7 +100,7 @@ def test_full_fine_tuning_leaves_a_model_that_answers_alike(start, tmp_path):  #
         ("finetune_chatglm", "demo_full", "--quantization_bit 8", "quantized weights cannot be trained"),
     ],
 )
-def test_wrong_input_ends_with_one_message(recipe, args, more, message, start, tmp_path):  # noqa: F811
+def test_wrong_input_ends_with_one_message(recipe, args, more, message, start, tmp_path):
     done = start(*words(args, tmp_path, more), recipe=f"recipes/{recipe}.py", code=2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr

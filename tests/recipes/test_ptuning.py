@@ -1,9 +1,7 @@
 """recipes/ptuning_chatglm.py as a user starts it, on the demo's base: what it leaves, and what it says instead."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
-RECIPE = "recipes/ptuning_chatglm.py"
 BASE = "recipes/demo/base"
 TRAIN_FILE = "recipes/demo/train.json"
 
@@ -22,25 +19,6 @@ CHECKPOINT_FILES = {
     *("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"),
     *("trainer_state.json", "manifest.json"),
 }
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def start(cache):
-    """Runs a recipe in the project's folder with these words behind it; returns the finished process."""
-
-    def run(*words, launcher=(sys.executable,), code=0, recipe=RECIPE):
-        env = {**os.environ, "HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-        command = [*launcher, recipe, *map(str, words)]
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == code, done.stderr[-4000:]
-        return done
-
-    return run
 
 
 def demo(output_dir, **options):
