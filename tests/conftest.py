@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["LC_ALL"] = "C.UTF-8"
 
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,7 +29,10 @@ def softlaunch(
 ) -> Callable[..., tuple[int, str]]:
     """Runs `softlaunch WORDS…` in this process; returns its exit code and all that it said."""
 
+    logger = logging.getLogger("softlaunch")
+
     def run(*words: object) -> tuple[int, str]:
+        level = logger.level
         monkeypatch.setattr(sys, "argv", ["softlaunch", *map(str, words)])
         capsys.readouterr()
         caplog.clear()
@@ -37,6 +41,8 @@ def softlaunch(
             cli.main()
         except SystemExit as end:
             code = int(end.code or 0)
+        finally:
+            logger.setLevel(level)  # a command is a program of its own, and leaves it as it likes
         output = capsys.readouterr()
         return code, output.out + output.err + caplog.text
 

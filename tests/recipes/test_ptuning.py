@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
 BASE = "recipes/demo/base"
 TRAIN_FILE = "recipes/demo/train.json"
 
