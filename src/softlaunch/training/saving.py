@@ -281,15 +281,18 @@ class ResumableTrainer(Trainer):
         All processes call it. Raises CheckpointError when it cannot be written.
         """
         written, place = self.output_dir / INCOMPLETE / name, self.output_dir / name
-        self._write_errors = []
+        lifeline.note(f"saving {name}")
+        self._write_errors = errors = []
         with self._noting_write_errors():
-            save(str(written))
+            save(str(written))  # it may note an error itself, and return
             if self.args.should_save:
                 flush_tree(written)
-                put_in_place(written, place)
-                shutil.rmtree(written.parent, ignore_errors=True)
-        error = self._write_errors[0] if self._write_errors else None
-        self._write_errors = None
+        if self.args.should_save:
+            with self._noting_write_errors():
+                if not errors:
+                    put_in_place(written, place)
+            shutil.rmtree(written.parent, ignore_errors=True)
+        self._write_errors, error = None, next(iter(errors), None)
         if any_process(error is not None):
             raise CheckpointError(
                 "{place} could not be written: {error}. Make room and start the run again: it goes on from its last "
