@@ -173,6 +173,32 @@ def test_checkpoints_of_the_run_that_is_replaced_go_with_the_first_new_one(tmp_p
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3"]
 
 
+class Killed(BaseException):
+    """Ends what is under way where it stands."""
+
+
+def test_killed_while_it_deletes_nothing_half_deleted_looks_like_a_checkpoint(tmp_path, monkeypatch):
+    for step in (5, 10):
+        checkpoint(tmp_path, step)
+
+    def killed(path, **_):
+        next(path.rglob("manifest.json")).unlink()
+        raise Killed
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(Killed):
+        rotate(tmp_path, tmp_path / "checkpoint-10", {"id": "a"}, limit=1, best=None)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-10"]
+
+
+def test_what_cannot_be_put_in_place_leaves_what_was_there(tmp_path):
+    (tmp_path / "staging").mkdir()
+    (tmp_path / "x").mkdir()
+    with pytest.raises(FileNotFoundError):
+        put_in_place(tmp_path / "staging" / "x", tmp_path / "x")
+    assert (tmp_path / "x").is_dir()
+
+
 def test_put_in_place_replaces_as_a_whole(tmp_path):
     for folder, content in (("staging/x", "new"), ("x", "old")):
         (tmp_path / folder).mkdir(parents=True)

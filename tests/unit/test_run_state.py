@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,32 @@ def test_leftovers_of_an_earlier_end_are_cleared(start, tmp_path):
     (tmp_path / "run" / "preempted").write_text("{}")
     start()
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", ".lock"}
+
+
+@pytest.mark.parametrize("step", [5, 3])
+def test_a_checkpoint_that_was_being_replaced_is_not_lost(step, start, tmp_path):
+    """Killed between the renames of the old folder and of the new one."""
+    start("--learning_rate", "0.1")
+    for number in {3, step}:
+        save(tmp_path, number)
+    run, output_dir = read_run(tmp_path / "run"), tmp_path / "run"
+    (output_dir / ".incomplete").mkdir()
+    (output_dir / f"checkpoint-{step}").rename(output_dir / ".incomplete" / f"earlier-checkpoint-{step}")
+    shutil.copytree(output_dir / ".incomplete" / f"earlier-checkpoint-{step}", tmp_path / "new")
+    (tmp_path / "new" / "new").touch()
+    (tmp_path / "new").rename(output_dir / ".incomplete" / f"checkpoint-{step}")
+    with pytest.raises(CheckpointError, match="learning_rate"):
+        start("--learning_rate", "0.2")
+    start("--learning_rate", "0.1")
+    assert read_run(output_dir)["id"] == run["id"]
+    assert (output_dir / f"checkpoint-{step}" / "new").exists(), "the new one, which is whole too"
+    assert not (output_dir / ".incomplete").exists()
+
+    (output_dir / ".incomplete").mkdir()
+    (output_dir / f"checkpoint-{step}").rename(output_dir / ".incomplete" / f"earlier-checkpoint-{step}")
+    start("--restart")
+    assert f"checkpoint-{step}" in read_run(output_dir)["earlier"]
+    assert (output_dir / f"checkpoint-{step}").is_dir()
 
 
 @pytest.fixture

@@ -197,7 +197,6 @@ class ResumableTrainer(Trainer):
                 facts = {"step": self.state.global_step, "world_size": self.args.world_size, "run_id": run.get("id")}
                 write_manifest(written, {**facts, "owes_evaluation": self._owes_evaluation, "run": run})
                 put_in_place(written, place)
-                shutil.rmtree(written.parent, ignore_errors=True)
         if self._any_write_error():
             return False
         if self.args.should_save:
