@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from softlaunch import lifeline, preemption
 from softlaunch.collective import any_process, wait_for_all
@@ -64,6 +64,15 @@ class ResumableTrainer(Trainer):
         """As Trainer's; a signal that asks the run to end is acted upon between steps and evaluation batches."""
         with preemption.holding(), tensors_only():
             return super().train(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As Trainer's; outside of training too, a signal is acted upon between its batches."""
+        if self.is_in_train:
+            return super().evaluation_loop(*args, **kwargs)
+        with preemption.holding():
+            found = super().evaluation_loop(*args, **kwargs)
+            preemption.stop_if_agreed()
+        return found
 
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: Any, trial: Any
@@ -281,7 +290,8 @@ class ResumableTrainer(Trainer):
         """
         written, place = self.output_dir / INCOMPLETE / name, self.output_dir / name
         lifeline.note(f"saving {name}")
-        self._write_errors = errors = []
+        errors: list[Exception] = []
+        self._write_errors = errors
         with self._noting_write_errors():
             save(str(written))  # it may note an error itself, and return
             if self.args.should_save:
