@@ -11,6 +11,7 @@ import pytest
 
 from softlaunch.arguments import parse_arguments
 from softlaunch.errors import ArgumentError, CheckpointError, LaunchError
+from softlaunch.training import identity
 from softlaunch.training.manifest import write_manifest
 from softlaunch.training.run_state import find_run, finish_run, read_run, take_run
 
@@ -90,8 +91,23 @@ def change(path):
 
 def scribble(path):
     with path.open("r+b") as file:
-        file.seek(9_999_990)
+        file.seek(5_000_000)
+        file.write(b"1" * 8_000)
+
+
+def test_what_may_change_the_result_is_named_and_the_run_goes_on(start, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(identity, "_WHOLE_BYTES", 1_000_000)
+    split = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4")
+    start(*split)
+    save(tmp_path, 5)
+    start(*split)
+    assert "not quite" not in caplog.text
+    with (tmp_path / "base" / "model.safetensors").open("r+b") as file:
+        file.seek(5_000_000)  # between two of the blocks that are compared
         file.write(b"1")
+    start("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2")
+    assert "per_device_train_batch_size × gradient_accumulation_steps: 2 × 4 → 4 × 2" in caplog.text
+    assert "model.safetensors of the base model was written anew" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -244,7 +260,6 @@ def test_no_secret_in_run_json(start, tmp_path):
 def test_every_option_is_compared_or_known_to_be_free(start, tmp_path):
     """The list of free options names existing ones alone, in the oldest or the newest transformers."""
     from softlaunch.arguments.options import all_options
-    from softlaunch.training import identity
 
     known = {*all_options(), *(f.name for f in dataclasses.fields(parse_arguments(_flags(tmp_path)).training))}
     renamed = {"gradient_checkpointing_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing"}

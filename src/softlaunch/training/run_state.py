@@ -18,7 +18,7 @@ from softlaunch.messages import say
 from softlaunch.run_directory import MARKER_FILE, RUN_FILE
 from softlaunch.training import lock
 from softlaunch.training.checkpoint import INCOMPLETE, checkpoints, displaced, step_of
-from softlaunch.training.identity import differences, identity
+from softlaunch.training.identity import differences, doubts, identity
 from softlaunch.training.manifest import read_manifest
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,9 @@ def _new_run(now: dict[str, Any], *, earlier: Any = (), run_id: Any = None) -> d
 
 def _compare(output_dir: Path, earlier: dict[str, Any], now: dict[str, Any], arguments: Arguments) -> list[str]:
     """What is not as it was: allowed to a run that names the checkpoint to go on from, CheckpointError otherwise."""
-    changed = differences(earlier, now)
+    changed, doubtful = differences(earlier, now), doubts(earlier, now)
+    if doubtful:
+        logger.warning(say("not quite as when this run began:\n{doubtful}", doubtful="\n".join(doubtful)))
     asked = str(arguments.training.resume_from_checkpoint or "true").lower() != "true"
     if changed and asked:
         logger.warning(say("not as when this run began:\n{changed}", changed="\n".join(changed)))
