@@ -1,7 +1,10 @@
 """What a second start in the same output directory does."""
 
 import dataclasses
+import errno
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -196,6 +199,17 @@ def test_the_second_run_in_one_directory_refuses(start, tmp_path):
     assert second.returncode == 1
     assert "is in use by another run" in second.stderr
     assert LaunchError.__name__ in second.stderr
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_warned_of(number, start, tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    start()
+    assert "has no locks" in caplog.text
+    assert (tmp_path / "run" / "run.json").exists()
 
 
 def test_leftovers_of_an_earlier_end_are_cleared(start, tmp_path):
