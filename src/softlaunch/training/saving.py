@@ -204,6 +204,7 @@ class ResumableTrainer(Trainer):
         with self._noting_write_errors():
             if self.args.should_save:
                 facts = {"step": self.state.global_step, "world_size": self.args.world_size, "run_id": run.get("id")}
+                facts |= {"only_model": self.args.save_only_model}
                 write_manifest(written, {**facts, "owes_evaluation": self._owes_evaluation, "run": run})
                 put_in_place(written, place)
         if self._any_write_error():
