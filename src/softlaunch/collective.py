@@ -12,12 +12,17 @@ T = TypeVar("T")
 
 def any_process(flag: bool) -> bool:
     """Whether `flag` is set on any process; all of them call it together."""
+    return bool(largest(int(flag)))
+
+
+def largest(number: int) -> int:
+    """The largest number of any process; all of them call it together."""
     if not several():
-        return flag
+        return number
     on_gpu = torch.distributed.get_backend() != "gloo" and torch.accelerator.is_available()
-    anywhere = torch.tensor(int(flag), device=torch.accelerator.current_accelerator() if on_gpu else "cpu")
+    anywhere = torch.tensor(number, device=torch.accelerator.current_accelerator() if on_gpu else "cpu")
     torch.distributed.all_reduce(anywhere, op=torch.distributed.ReduceOp.MAX)
-    return bool(anywhere.item())
+    return int(anywhere.item())
 
 
 def every_process(flag: bool) -> bool:

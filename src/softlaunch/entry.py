@@ -61,6 +61,10 @@ def _run(main: Callable[[], None]) -> None:
             where = f"{error.filename}: " if error.filename else ""
             _end_with(UserError("{where}{reason}. Make room and start again", where=where, reason=error.strerror))
         if lifeline.is_consequence(error):
+            if lifeline.others_were_asked():
+                from softlaunch import preemption  # it is at work then, and so is torch
+
+                preemption.leave()
             sys.exit(lifeline.EXIT_CODE)
         raise
 

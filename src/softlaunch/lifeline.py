@@ -29,7 +29,7 @@ _GRACE_S = 3.0  # for the launcher to see the first death before those that foll
 _CONNECT_S = 60.0
 _HEARING_S = 0.3
 _NUM_TAIL_LINES = 20
-_FAREWELL, _FAILED = b"bye\n", b"failed\n"
+_FAREWELL, _FAILED, _ASKED = b"bye\n", b"failed\n", b"asked\n"
 # A host that vanishes sends nothing more: the kernel asks after 10 s, four times
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 4}
 
@@ -63,9 +63,15 @@ def note(text: str) -> None:
 
 
 def farewell() -> None:
-    """The last word of a process that has done its work, or stops in agreement with the others."""
+    """The last word of a process that has done its work."""
     if _current is not None:
         _current.say(_FAREWELL)
+
+
+def asked_to_end() -> None:
+    """The last word of a process that stops because it was asked to."""
+    if _current is not None:
+        _current.say(_ASKED)
 
 
 def failed() -> None:
@@ -75,21 +81,31 @@ def failed() -> None:
 
 
 def is_consequence(error: BaseException) -> bool:
-    """Whether an unexpected error follows from another process's death; then that one need not be shown."""
+    """Whether an unexpected error follows from another process's end; then that one need not be shown."""
     if _current is None:
         return False
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # the launcher's, when it has seen the death
-    if not _current.hears_of_death(_GRACE_S):
+    if not _current.hears_of_end(_GRACE_S):
         _current.note("".join(traceback.format_exception(error)).rstrip())
         return False
-    time.sleep(2 * _GRACE_S)  # this process is ended from where it was heard
+    if not _current.asked:
+        time.sleep(2 * _GRACE_S)  # this process is ended from where it was heard
     return True
+
+
+def others_were_asked() -> bool:
+    """Whether another process has left because it was asked to end."""
+    return _current is not None and _current.asked
 
 
 def others_failed() -> bool:
     """Whether another process has died or failed: a signal that follows is the launcher's, not the scheduler's."""
-    return _current is not None and _current.hears_of_death(_HEARING_S)
+    if _current is None or not _current.hears_of_end(_HEARING_S) or _current.asked:
+        return False
+    if _current.ends:
+        time.sleep(2 * _GRACE_S)  # this process is ended from where it was heard, once it is said who died
+    return True
 
 
 class Lifeline:
@@ -99,7 +115,9 @@ class Lifeline:
         self.rank = rank
         self.output_dir: Path | None = None
         self.peers: dict[socket.socket, tuple[int, str]] = {}  # connection → rank, and where it runs
-        self._death, self._over = threading.Event(), False
+        self._end, self._over = threading.Event(), False
+        self.asked = False  # what ended was asked to
+        self.ends = False  # it has died, and this process is about to be ended for it
         self._log: TextIO = io.StringIO()
         self.note(f"process {os.getpid()} on {platform.node()}")
 
@@ -158,15 +176,26 @@ class Lifeline:
                         word = connection.recv(4096)
                     except OSError:
                         word = b""
-                    if self._over or word in (_FAREWELL, _FAILED):
+                    if self._over or word in (_FAREWELL, _FAILED, _ASKED):
                         selector.unregister(connection)
-                        if word == _FAILED:
-                            self._death.set()
+                        if word == _ASKED:
+                            self._on_asked(connection)
+                        elif word == _FAILED:
+                            self._end.set()
                     else:  # nothing: it broke off; else word of another's death
                         self._on_death(connection, is_told=bool(word))
 
+    def _on_asked(self, connection: socket.socket) -> None:
+        self.asked = True
+        self._end.set()
+        if self.rank == 0 and not self._over:
+            for peer in self.peers:
+                if peer is not connection:
+                    _send(peer, _ASKED)
+
     def _on_death(self, connection: socket.socket, *, is_told: bool) -> None:
-        self._death.set()
+        self.ends = True
+        self._end.set()
         time.sleep(0.2)  # for the last lines of the dead one's log, on another node's disk perhaps
         rank, where = self.peers[connection]
         if self.rank == 0:
@@ -192,15 +221,16 @@ class Lifeline:
         )
         return "\n".join([message, *(f"    {line}" for line in lines)]) + "\n"
 
-    def hears_of_death(self, timeout_s: float) -> bool:
-        """Whether another process died or failed, before now or within this time."""
-        return self._death.wait(timeout_s)
+    def hears_of_end(self, timeout_s: float) -> bool:
+        """Whether another process died, failed or was asked to end, before now or within this time."""
+        return self._end.wait(timeout_s)
 
     def say(self, word: bytes) -> None:
-        """From now on this process may end without being taken for dead."""
-        self._over = True
-        for peer in self.peers:
-            _send(peer, word)
+        """From now on this process may end without being taken for dead; what it says after that is not heard."""
+        if not self._over:
+            self._over = True
+            for peer in self.peers:
+                _send(peer, word)
 
     def forget(self) -> None:
         """In a worker process: its copy of a connection would keep it open when this process dies."""

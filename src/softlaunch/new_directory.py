@@ -3,6 +3,9 @@
 import errno
 import os
 import shutil
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +14,7 @@ from softlaunch.errors import CheckpointError
 from softlaunch.files import flush, flush_tree
 
 _GIB = 1024**3
+_SIGTERM_EXIT_CODE = 143  # what a shell reports for a process that SIGTERM ended
 # safetensors wraps what the system says about a full disk into an error of its own
 _FULL_DISK = ("no space left", "quota exceeded")
 
@@ -35,9 +39,10 @@ def new_directory(target: Path, *, num_bytes: int = 0) -> Iterator[Path]:
                 free=free / _GIB,
                 needed=num_bytes / _GIB,
             )
-        temporary.mkdir()
-        yield temporary
-        flush_tree(temporary)
+        with _leaving_on_sigterm():
+            temporary.mkdir()
+            yield temporary
+            flush_tree(temporary)
         temporary.rename(target)
         flush(target.parent)
     except CheckpointError:
@@ -50,6 +55,20 @@ def new_directory(target: Path, *, num_bytes: int = 0) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM ends the program through all `finally`, where it would be killed on the spot."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_SIGTERM_EXIT_CODE))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def require_absent(target: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import torch
 
 from softlaunch import lifeline
-from softlaunch.collective import any_process, several
+from softlaunch.collective import largest, several
 from softlaunch.messages import say
 from softlaunch.run_directory import MARKER_FILE
 
@@ -75,7 +75,10 @@ def holding() -> Iterator[None]:
 
 def agreed() -> bool:
     """Whether any process was asked to end; all processes call it together."""
-    return any_process(_state.signal is not None)
+    number = largest(signal.Signals[_state.signal] if _state.signal else 0)
+    if number:
+        _state.signal = signal.Signals(number).name  # what it was, though it was sent to another process
+    return number != 0
 
 
 def stop_if_agreed() -> None:
@@ -101,10 +104,11 @@ def asked_anywhere() -> bool:
 
 def leave(checkpoint: str | None = None) -> NoReturn:
     """Write the marker, with the name of the checkpoint that was saved for this end, and raise Preempted."""
+    lifeline.asked_to_end()
     if _state.directory is not None:
         logger.warning(say("asked to end by {signal}: start the run again to go on", signal=_state.signal or "SIGTERM"))
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        marker = {"signal": _state.signal, "time": now, "checkpoint": checkpoint}
+        marker = {"signal": _state.signal or "SIGTERM", "time": now, "checkpoint": checkpoint}
         try:
             _state.directory.mkdir(parents=True, exist_ok=True)
             (_state.directory / MARKER_FILE).write_text(json.dumps(marker) + "\n", encoding="utf-8")

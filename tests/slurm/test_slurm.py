@@ -210,7 +210,8 @@ def test_time_limit(jobs):
 
 @pytest.mark.parametrize("how", ["requeue", "limit"])
 def test_interrupted_runs_end_with_the_same_weights(how, jobs, alone):
-    _, output_dir = jobs[how]
+    submitted, output_dir = jobs[how]
+    assert "going on from" in submitted.logs[0].read_text(), "begun anew, it would end with the same weights too"
     assert read_status(output_dir).restarts >= 1
     assert steps(output_dir)[-1] == NUM_STEPS
     assert torch.equal(table(output_dir), alone)
@@ -230,7 +231,9 @@ def test_a_signal_to_two_nodes(alone):
     submitted, output_dir = on_two_nodes("signal", "ddp", slow_step_s=2)
     wait_for_step(output_dir, 2)
     slurm("scancel", "--signal=USR1", submitted.job_id)
-    assert "requeue 1 of at most" in finish(submitted)
+    log = finish(submitted)
+    assert "requeue 1 of at most" in log
+    assert "going on from" in log
     assert read_status(output_dir).restarts == 1
     torch.testing.assert_close(table(output_dir), alone, **TOLERANCE)
 

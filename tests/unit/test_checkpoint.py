@@ -18,6 +18,8 @@ def checkpoint(output_dir, step, *, num_deepspeed_processes=0, whole=True, run_i
         (directory / f"global_step{step}" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_bytes(b"state")
     (directory / "adapter_model.safetensors").write_bytes(bytes(range(256)) * step)
     (directory / "trainer_state.json").write_text("{    }")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (directory / name).write_bytes(b"state")
     if whole:
         write_manifest(directory, {"run_id": run_id, "world_size": world_size})
     return str(directory)
@@ -82,6 +84,20 @@ def test_a_manifest_of_another_kind_makes_no_checkpoint(content, tmp_path):
     checkpoint(tmp_path, 1)
     (directory / "manifest.json").write_text(content)
     assert problem(directory)
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+)
+def test_a_manifest_that_does_not_name_what_is_needed_makes_no_checkpoint(name, tmp_path):
+    directory = tmp_path / "checkpoint-1"
+    checkpoint(tmp_path, 1, whole=False)
+    (directory / name).unlink()
+    write_manifest(directory, {"only_model": False})
+    assert problem(directory).endswith("is missing")
+    (directory / "manifest.json").unlink()
+    write_manifest(directory, {"only_model": True})
+    assert (problem(directory) is None) == (name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"))
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "a/../../outside", "", ".."])
@@ -171,6 +187,32 @@ def test_checkpoints_of_the_run_that_is_replaced_go_with_the_first_new_one(tmp_p
         best=None,
     )
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3"]
+
+
+class Killed(BaseException):
+    """Ends what is under way where it stands."""
+
+
+def test_killed_while_it_deletes_nothing_half_deleted_looks_like_a_checkpoint(tmp_path, monkeypatch):
+    for step in (5, 10):
+        checkpoint(tmp_path, step)
+
+    def killed(path, **_):
+        next(path.rglob("manifest.json")).unlink()
+        raise Killed
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(Killed):
+        rotate(tmp_path, tmp_path / "checkpoint-10", {"id": "a"}, limit=1, best=None)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-10"]
+
+
+def test_what_cannot_be_put_in_place_leaves_what_was_there(tmp_path):
+    (tmp_path / "staging").mkdir()
+    (tmp_path / "x").mkdir()
+    with pytest.raises(FileNotFoundError):
+        put_in_place(tmp_path / "staging" / "x", tmp_path / "x")
+    assert (tmp_path / "x").is_dir()
 
 
 def test_put_in_place_replaces_as_a_whole(tmp_path):

@@ -32,7 +32,7 @@ ALLOWED = {
     "evaluation": {"arguments", "models", "data", "tuning", "collective", "preemption", "lifeline"},
     "record": {"arguments"},
     "launching": {"arguments"},
-    "entry": {"lifeline", "restarts"},
+    "entry": {"lifeline", "preemption", "restarts"},
     "adapter_files": {"run_directory"},
     "new_directory": set(),
     "run_directory": set(),

@@ -1,7 +1,11 @@
 """What a second start in the same output directory does."""
 
 import dataclasses
+import errno
+import fcntl
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +14,7 @@ import pytest
 
 from softlaunch.arguments import parse_arguments
 from softlaunch.errors import ArgumentError, CheckpointError, LaunchError
+from softlaunch.training import identity
 from softlaunch.training.manifest import write_manifest
 from softlaunch.training.run_state import find_run, finish_run, read_run, take_run
 
@@ -89,8 +94,23 @@ def change(path):
 
 def scribble(path):
     with path.open("r+b") as file:
-        file.seek(9_999_990)
+        file.seek(5_000_000)
+        file.write(b"1" * 8_000)
+
+
+def test_what_may_change_the_result_is_named_and_the_run_goes_on(start, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(identity, "_WHOLE_BYTES", 1_000_000)
+    split = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4")
+    start(*split)
+    save(tmp_path, 5)
+    start(*split)
+    assert "not quite" not in caplog.text
+    with (tmp_path / "base" / "model.safetensors").open("r+b") as file:
+        file.seek(5_000_000)  # between two of the blocks that are compared
         file.write(b"1")
+    start("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2")
+    assert "per_device_train_batch_size × gradient_accumulation_steps: 2 × 4 → 4 × 2" in caplog.text
+    assert "model.safetensors of the base model was written anew" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -181,12 +201,49 @@ def test_the_second_run_in_one_directory_refuses(start, tmp_path):
     assert LaunchError.__name__ in second.stderr
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_warned_of(number, start, tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    start()
+    assert "has no locks" in caplog.text
+    assert (tmp_path / "run" / "run.json").exists()
+
+
 def test_leftovers_of_an_earlier_end_are_cleared(start, tmp_path):
     start()
     (tmp_path / "run" / ".incomplete" / "checkpoint-3").mkdir(parents=True)
     (tmp_path / "run" / "preempted").write_text("{}")
     start()
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", ".lock"}
+
+
+@pytest.mark.parametrize("step", [5, 3])
+def test_a_checkpoint_that_was_being_replaced_is_not_lost(step, start, tmp_path):
+    """Killed between the renames of the old folder and of the new one."""
+    start("--learning_rate", "0.1")
+    for number in {3, step}:
+        save(tmp_path, number)
+    run, output_dir = read_run(tmp_path / "run"), tmp_path / "run"
+    (output_dir / ".incomplete").mkdir()
+    (output_dir / f"checkpoint-{step}").rename(output_dir / ".incomplete" / f"earlier-checkpoint-{step}")
+    shutil.copytree(output_dir / ".incomplete" / f"earlier-checkpoint-{step}", tmp_path / "new")
+    (tmp_path / "new" / "new").touch()
+    (tmp_path / "new").rename(output_dir / ".incomplete" / f"checkpoint-{step}")
+    with pytest.raises(CheckpointError, match="learning_rate"):
+        start("--learning_rate", "0.2")
+    start("--learning_rate", "0.1")
+    assert read_run(output_dir)["id"] == run["id"]
+    assert (output_dir / f"checkpoint-{step}" / "new").exists(), "the new one, which is whole too"
+    assert not (output_dir / ".incomplete").exists()
+
+    (output_dir / ".incomplete").mkdir()
+    (output_dir / f"checkpoint-{step}").rename(output_dir / ".incomplete" / f"earlier-checkpoint-{step}")
+    start("--restart")
+    assert f"checkpoint-{step}" in read_run(output_dir)["earlier"]
+    assert (output_dir / f"checkpoint-{step}").is_dir()
 
 
 @pytest.fixture
@@ -217,7 +274,6 @@ def test_no_secret_in_run_json(start, tmp_path):
 def test_every_option_is_compared_or_known_to_be_free(start, tmp_path):
     """The list of free options names existing ones alone, in the oldest or the newest transformers."""
     from softlaunch.arguments.options import all_options
-    from softlaunch.training import identity
 
     known = {*all_options(), *(f.name for f in dataclasses.fields(parse_arguments(_flags(tmp_path)).training))}
     renamed = {"gradient_checkpointing_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing"}

@@ -144,6 +144,15 @@ def test_full_disk_is_reported_and_training_goes_on(small_disk, caplog):
     fill(small_disk, left=0)
     with pytest.raises(CheckpointError, match=r"could not be written.*Make room"):
         made.save_result("adapter", made.save_model)
+    assert not (small_disk / "adapter").exists()
+    (small_disk / "ballast").unlink()
+    made.save_result("adapter", made.save_model)
+    good = {path.name: path.read_bytes() for path in (small_disk / "adapter").iterdir()}
+    fill(small_disk, left=4 * 1024)  # for the configuration, but not for the weights
+    with pytest.raises(CheckpointError, match=r"could not be written.*Make room"):
+        made.save_result("adapter", made.save_model)
+    assert {path.name: path.read_bytes() for path in (small_disk / "adapter").iterdir()} == good
+    assert not (small_disk / ".incomplete").exists()
     (small_disk / "ballast").unlink()
     again = trainer(small_disk, **SAVING)
     again.train(resume_from_checkpoint=checkpoint_to_resume(again.args))

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from softlaunch.tuning.split import gathered
 logger = logging.getLogger(__name__)
 
 INCOMPLETE = ".incomplete"  # where a checkpoint is written before it takes its place
+_EARLIER = "earlier-"  # there too: what a checkpoint replaces
 _DAMAGED = ".damaged"
 
 
@@ -61,13 +63,28 @@ def step_of(checkpoint: Path) -> int:
 
 def put_in_place(written: Path, place: Path) -> None:
     """Rename the folder `written` to `place`; what was there goes once the new one has its name. Raises OSError."""
-    earlier = written.with_name(f"earlier-{place.name}")
+    earlier = written.with_name(f"{_EARLIER}{place.name}")
     if place.exists():
         shutil.rmtree(earlier, ignore_errors=True)
         place.rename(earlier)
-    written.rename(place)
+    try:
+        written.rename(place)
+    except OSError:
+        if earlier.exists():
+            earlier.rename(place)
+        raise
     flush(place.parent)
     shutil.rmtree(earlier, ignore_errors=True)
+
+
+def displaced(output_dir: Path) -> list[tuple[Path, Path]]:
+    """(where it lies, its place) of the whole folders that a kill between the two steps of `put_in_place` left."""
+    found = []
+    for earlier in (output_dir / INCOMPLETE).glob(f"{_EARLIER}[a-z]*"):
+        new = earlier.with_name(earlier.name.removeprefix(_EARLIER))
+        if not (output_dir / new.name).exists():
+            found.append((new if new.is_dir() else earlier, output_dir / new.name))
+    return found
 
 
 def rotate(output_dir: Path, new: Path, run: dict[str, Any], *, limit: int | None, best: str | None) -> None:
@@ -85,10 +102,13 @@ def rotate(output_dir: Path, new: Path, run: dict[str, Any], *, limit: int | Non
     if limit:
         removable = [path for path in own if path.name not in kept]
         superfluous += removable[: max(0, len(own) - max(limit, len(kept)))]
+    # Out of sight at once, whole: what a kill leaves of it, the next start clears
+    incomplete = output_dir / INCOMPLETE
+    incomplete.mkdir(exist_ok=True)
     for path in superfluous:
-        # A half deleted folder must not look like a whole one
-        (path / MANIFEST_FILE).unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # a mount point, say: it stays
+            path.rename(incomplete / f"superfluous-{path.name}")
+    shutil.rmtree(incomplete, ignore_errors=True)
 
 
 def checkpoint_to_resume(arguments: TrainingArguments, run_id: str | None = None) -> str | None:

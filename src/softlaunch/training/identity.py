@@ -10,6 +10,7 @@ from softlaunch.files import sha256
 from softlaunch.messages import say
 from softlaunch.record import arguments_as_json
 
+_SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # Options that leave the trained weights as they are: where things are, what is logged, kept and answered
 _FREE = {
     *("output_dir", "restart", "resume_from_checkpoint", "do_train", "do_eval", "do_predict", "run_name", "project"),
@@ -20,13 +21,13 @@ _FREE = {
     *("gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing", "batch_eval_metrics"),
     *("activation_checkpointing_kwargs", "accelerator_config", "parallelism_config", "logging_nan_inf_filter"),
     *("enable_jit_checkpoint", "restore_callback_states_from_checkpoint", "remove_unused_columns"),
-    # compared as their product with the number of processes
-    *("per_device_train_batch_size", "gradient_accumulation_steps"),
+    *_SPLIT,  # compared as their product with the number of processes
 }
 _FREE_PREFIXES = ("logging_", "log_", "save_", "hub_", "push_to_hub", "dataloader_", "ddp_", "fsdp", "ray_", "eval_on")
 _BEST = ("max_eval_samples", "val_max_target_length", "num_beams", "do_sample", "top_p", "temperature", "eval_steps")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "config.json", "tokenizer*", "*.tiktoken")
-_NUM_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
+_WHOLE_BYTES = 1 << 28  # up to this size a file of the base is read whole, in half a second
+_NUM_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16  # of a larger one
 
 
 def identity(arguments: Arguments) -> dict[str, Any]:
@@ -45,7 +46,9 @@ def identity(arguments: Arguments) -> dict[str, Any]:
     return {
         "arguments": compared,
         "files": files,
-        "base": _base_digests(base) if base.is_dir() else {"name": str(base)},
+        "split": {name: getattr(training, name) for name in _SPLIT},
+        "base": {file.name: _digest(file) for file in _base_files(base)} if base.is_dir() else {"name": str(base)},
+        "base_times": {file.name: file.stat().st_mtime_ns for file in _base_files(base) if _is_large(file)},
         "world_size": training.world_size,
     }
 
@@ -80,6 +83,30 @@ def differences(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return lines
 
 
+def doubts(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """One line for each thing that need not change the result, but may, beyond what `differences` finds."""
+    then, current, lines = _section(earlier, "split"), now["split"], []
+    if then and then != current:
+        old, new = (" × ".join(_shown(found.get(name)) for name in _SPLIT) for found in (then, current))
+        lines.append(
+            say(
+                "  {names}: {old} → {new}: a step has the same rows, but its sums differ in their last bits",
+                names=" × ".join(_SPLIT),
+                old=old,
+                new=new,
+            )
+        )
+    then, current = _section(earlier, "base_times"), now["base_times"]
+    rewritten = [name for name in current if then.get(name, current[name]) != current[name]]
+    return [
+        *lines,
+        *(
+            say("  {name} of the base model was written anew; what is compared of it is equal", name=n)
+            for n in rewritten
+        ),
+    ]
+
+
 def _section(earlier: dict[str, Any], name: str) -> dict[str, Any]:
     found = earlier.get(name)
     return found if isinstance(found, dict) else {}
@@ -102,13 +129,18 @@ def _data_digest(name: str | None) -> str | None:
     return digest.hexdigest()
 
 
-def _base_digests(directory: Path) -> dict[str, str]:
-    files = sorted({file for pattern in _WEIGHTS for file in directory.glob(pattern) if file.is_file()})
-    return {file.name: _sampled(file) for file in files}
+def _base_files(directory: Path) -> list[Path]:
+    return sorted({file for pattern in _WEIGHTS for file in directory.glob(pattern) if file.is_file()})
 
 
-def _sampled(path: Path) -> str:
-    """Digest of a file's size and of 64 evenly spread blocks: weights of another model differ everywhere."""
+def _is_large(file: Path) -> bool:
+    return file.stat().st_size > _WHOLE_BYTES
+
+
+def _digest(path: Path) -> str:
+    """Of a file's content; of a large one's size and 64 evenly spread blocks, for a start is not to take minutes."""
+    if not _is_large(path):
+        return sha256(path)
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:

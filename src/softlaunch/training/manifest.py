@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,16 @@ from softlaunch.messages import say
 MANIFEST_FILE = "manifest.json"
 _VERSION = 1
 _NUM_THREADS = 4  # hashing leaves the interpreter free
+# Of each one has to be there, whatever the manifest says; the first names it. DeepSpeed has a folder for most of them
+_NEEDED = (("trainer_state.json",), ("*.safetensors", "global_step*/*"))
+_NEEDED_STATES = (("optimizer.pt", "optimizer*", "global_step*/*"), ("scheduler.pt", "global_step*/*"), ("rng_state*",))
 
 
 def write_manifest(directory: Path, facts: dict[str, Any]) -> None:
-    """List the files of `directory` in its manifest, beside `facts`, and flush both to the disk. Raises OSError."""
+    """List the files of `directory` in its manifest, beside `facts`, and flush both to the disk. Raises OSError.
+
+    `only_model` among the facts: no states of optimizer, schedule and random numbers were saved, as was asked for.
+    """
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         entries = pool.map(lambda name: _entry(directory / name), names)
@@ -36,6 +43,9 @@ def problem(directory: Path) -> str | None:
     if manifest.get("version") != _VERSION or not isinstance(manifest.get("files"), dict):
         return say("its {file} is of another kind", file=MANIFEST_FILE)
     files: dict[str, Any] = manifest["files"]
+    for patterns in (*_NEEDED, *(() if manifest.get("only_model") is True else _NEEDED_STATES)):
+        if not any(fnmatch(name, pattern) for name in files for pattern in patterns):
+            return say("{name} is missing", name=patterns[0])
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         return _first(pool.map(lambda item: _file_problem(directory, *item), files.items()))
 

@@ -17,8 +17,8 @@ from softlaunch.files import read_json_object, write_json
 from softlaunch.messages import say
 from softlaunch.run_directory import MARKER_FILE, RUN_FILE
 from softlaunch.training import lock
-from softlaunch.training.checkpoint import INCOMPLETE, checkpoints
-from softlaunch.training.identity import differences, identity
+from softlaunch.training.checkpoint import INCOMPLETE, checkpoints, displaced, step_of
+from softlaunch.training.identity import differences, doubts, identity
 from softlaunch.training.manifest import read_manifest
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,8 @@ def take_run(output_dir: Path, arguments: Arguments) -> None:
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     lock.take(output_dir)
+    for lies, place in displaced(output_dir):
+        lies.rename(place)
     shutil.rmtree(output_dir / INCOMPLETE, ignore_errors=True)
     (output_dir / MARKER_FILE).unlink(missing_ok=True)
     if arguments.run:
@@ -74,14 +76,16 @@ def _find(arguments: Arguments) -> tuple[dict[str, Any], bool]:
     training = arguments.training
     output_dir = Path(str(training.output_dir))
     run, now = read_run(output_dir), identity(arguments)
+    lost = {place: lies for lies, place in displaced(output_dir)}  # `take_run` puts them back
     begun = training.restart and run.get("job") == _job() is not None
     if training.restart and not begun:
-        return _new_run(now, earlier=sorted(path.name for path in output_dir.glob("checkpoint-*"))), False
+        return _new_run(now, earlier=sorted(path.name for path in (*output_dir.glob("checkpoint-*"), *lost))), False
     finished = bool(run.get("finished")) and any((output_dir / name).is_dir() for name in ("adapter", "model"))
-    going_on = [path for path in checkpoints(output_dir) if run.get("id") in (None, read_manifest(path).get("run_id"))]
+    found = [*checkpoints(output_dir), *(path for path in lost.values() if read_manifest(path))]
+    going_on = [path for path in found if run.get("id") in (None, read_manifest(path).get("run_id"))]
     if not finished and not going_on:
         return _new_run(now, earlier=run.get("earlier", [])), begun
-    newest = read_manifest(going_on[-1]) if going_on else {}
+    newest = read_manifest(max(going_on, key=step_of)) if going_on else {}
     changed = _compare(output_dir, run or newest.get("run") or {}, now, arguments)
     if not run:  # a checkpoint that was copied here
         run = _new_run(now, run_id=newest.get("run_id"))
@@ -99,7 +103,9 @@ def _new_run(now: dict[str, Any], *, earlier: Any = (), run_id: Any = None) -> d
 
 def _compare(output_dir: Path, earlier: dict[str, Any], now: dict[str, Any], arguments: Arguments) -> list[str]:
     """What is not as it was: allowed to a run that names the checkpoint to go on from, CheckpointError otherwise."""
-    changed = differences(earlier, now)
+    changed, doubtful = differences(earlier, now), doubts(earlier, now)
+    if doubtful:
+        logger.warning(say("not quite as when this run began:\n{doubtful}", doubtful="\n".join(doubtful)))
     asked = str(arguments.training.resume_from_checkpoint or "true").lower() != "true"
     if changed and asked:
         logger.warning(say("not as when this run began:\n{changed}", changed="\n".join(changed)))

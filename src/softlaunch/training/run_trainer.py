@@ -13,6 +13,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer_utils import EvalLoopOutput
 
+from softlaunch import preemption
 from softlaunch.arguments import TrainingArguments
 from softlaunch.data.order import LengthGroupedSampler
 from softlaunch.run_directory import METRICS_FILE
@@ -53,6 +54,11 @@ class RunTrainer(ResumableTrainer):
         `output_dir`.
         """
         arguments = cast(TrainingArguments, self.args)
+        with preemption.holding():
+            self._train_and_save(arguments)
+            preemption.stop_if_agreed()
+
+    def _train_and_save(self, arguments: TrainingArguments) -> None:
         summary = trainable_summary(cast(nn.Module, self.model))
         run_id = read_run(self.output_dir).get("id")
         try:

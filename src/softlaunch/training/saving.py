@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from softlaunch import lifeline, preemption
 from softlaunch.collective import any_process, wait_for_all
@@ -64,6 +64,15 @@ class ResumableTrainer(Trainer):
         """As Trainer's; a signal that asks the run to end is acted upon between steps and evaluation batches."""
         with preemption.holding(), tensors_only():
             return super().train(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As Trainer's; outside of training too, a signal is acted upon between its batches."""
+        if self.is_in_train:
+            return super().evaluation_loop(*args, **kwargs)
+        with preemption.holding():
+            found = super().evaluation_loop(*args, **kwargs)
+            preemption.stop_if_agreed()
+        return found
 
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: Any, trial: Any
@@ -195,9 +204,9 @@ class ResumableTrainer(Trainer):
         with self._noting_write_errors():
             if self.args.should_save:
                 facts = {"step": self.state.global_step, "world_size": self.args.world_size, "run_id": run.get("id")}
+                facts |= {"only_model": self.args.save_only_model}
                 write_manifest(written, {**facts, "owes_evaluation": self._owes_evaluation, "run": run})
                 put_in_place(written, place)
-                shutil.rmtree(written.parent, ignore_errors=True)
         if self._any_write_error():
             return False
         if self.args.should_save:
@@ -281,15 +290,19 @@ class ResumableTrainer(Trainer):
         All processes call it. Raises CheckpointError when it cannot be written.
         """
         written, place = self.output_dir / INCOMPLETE / name, self.output_dir / name
-        self._write_errors = []
+        lifeline.note(f"saving {name}")
+        errors: list[Exception] = []
+        self._write_errors = errors
         with self._noting_write_errors():
-            save(str(written))
+            save(str(written))  # it may note an error itself, and return
             if self.args.should_save:
                 flush_tree(written)
-                put_in_place(written, place)
-                shutil.rmtree(written.parent, ignore_errors=True)
-        error = self._write_errors[0] if self._write_errors else None
-        self._write_errors = None
+        if self.args.should_save:
+            with self._noting_write_errors():
+                if not errors:
+                    put_in_place(written, place)
+            shutil.rmtree(written.parent, ignore_errors=True)
+        self._write_errors, error = None, next(iter(errors), None)
         if any_process(error is not None):
             raise CheckpointError(
                 "{place} could not be written: {error}. Make room and start the run again: it goes on from its last "
