@@ -14,7 +14,7 @@ from softlaunch.tuning.adapter_model import AdapterModel, check_base, does_not_f
 from softlaunch.tuning.damage import cannot_be_read
 from softlaunch.tuning.fingerprint import fingerprint
 from softlaunch.tuning.prefix_encoder import PEFT_TYPE
-from softlaunch.tuning.prefix_model import LORA_FOLDER, PrefixModel
+from softlaunch.tuning.prefix_model import PrefixModel, lora_beside
 from softlaunch.tuning.released import LAYERED, in_layout_of
 from softlaunch.tuning.soft_prompt import SoftPromptModel
 
@@ -34,8 +34,9 @@ def load_adapter(
 
     `path`: what `save_pretrained` wrote, or a run's output directory with `adapter/` in it; any adapter of PEFT (LoRA,
     IA3, prompt tuning, prefix tuning, …), also one for the released ChatGLM code (`query_key_value`); or a P-Tuning v2
-    checkpoint of the original scripts. `model` may bear
-    adapters already: others of the same kind, or LoRA where this is a prefix and the other way round; both then work.
+    checkpoint of the original scripts. LoRA that was saved with a prefix comes with it, under the same name. `model`
+    may bear adapters already: others of the same kind, or LoRA where this is a prefix and the other way round; both
+    then work.
 
     Raises CheckpointError when the adapter is broken or was made for another base, or when a prefix is not
     `num_virtual_tokens` long; ArgumentError when it cannot be put beside those that are there.
@@ -91,8 +92,9 @@ def _load_prefix(
         return model
     if isinstance(model, SoftPromptModel):
         _check_beside(model, PEFT_TYPE, directory)
-    if (directory / LORA_FOLDER / CONFIG_FILE).is_file() and not isinstance(model, PeftModel):
-        model = load_adapter(model, directory / LORA_FOLDER, adapter_name=adapter_name, trainable=trainable)
+    beneath = lora_beside(directory)
+    if beneath is not None:
+        model = load_adapter(model, beneath, adapter_name=adapter_name, trainable=trainable)
     return PrefixModel.from_pretrained(
         model, directory, adapter_name, is_trainable=trainable, num_virtual_tokens=num_virtual_tokens
     )
