@@ -26,7 +26,7 @@ from softlaunch.tuning import (
 )
 from tests.bases import CONFIGS, RELEASED_GLM4, batch, random_base, write_released
 
-FAMILIES = ["glm", "glm4", "llama", "qwen3"]
+FAMILIES = ["glm", "glm4", "llama", "qwen2_sliding", "qwen3"]
 ROWS = [[5, 17, 33, 8, 60, 41, 9], [(7 * i) % 89 + 3 for i in range(19)], [70, 3, 25, 90]]
 TEXT = [11, 54, 32, 7]
 
