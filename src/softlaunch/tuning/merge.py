@@ -16,8 +16,8 @@ def require_mergeable(adapter: Path) -> None:
     kind = config.get("peft_type")
     if config.get("task_type") == "SEQ_CLS":
         raise CheckpointError(
-            "{path}: this adapter belongs to a classifier; only adapters of models that answer can be merged. Use it on "
-            "its base, with recipes/classify.py or PEFT, or train the whole model (tuning full).",
+            "{path}: this adapter belongs to a classifier; only adapters of models that answer can be merged. Use it "
+            "on its base, with recipes/classify.py or PEFT, or train the whole model (tuning full).",
             path=adapter,
         )
     if kind in ("P_TUNING_V2", "PREFIX_TUNING"):
