@@ -21,6 +21,7 @@ from softlaunch.run_directory import (
     BASE_FILE,
     CONFIG_FILE,
     MAIN_SCORES,
+    MERGE_FILE,
     METRICS_FILE,
     ORIGINAL_FILE,
     RECORD_FILE,
@@ -29,8 +30,6 @@ from softlaunch.run_directory import (
     read_record,
     trains_last_layers,
 )
-
-MERGE_FILE = "merge.json"  # left beside a model by `softlaunch merge`
 
 _MAX_DEPTH = 5
 _OTHER_TYPES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # than files of ours hold

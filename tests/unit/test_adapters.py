@@ -77,6 +77,47 @@ def test_a_prefix_with_a_lora(family, tmp_path):
         pass
 
 
+def test_a_second_prefix_brings_its_lora(tmp_path):
+    alone = {name: saved("glm", "prefix and lora", tmp_path / name, seed) for seed, name in enumerate(["a", "b"])}
+    saved("glm", "prefix", tmp_path / "plain", 2)
+    saved("glm", "lora", tmp_path / "l", 3)
+    for first in ("a", "plain", "l"):
+        model = load_adapter(random_base("glm"), tmp_path / first, adapter_name=first)
+        model = load_adapter(model, tmp_path / "b", adapter_name="b").eval()
+        assert_close(logits(model), alone["b"][0])
+        with use_adapters(model, first):
+            expected = load_adapter(random_base("glm"), tmp_path / first).eval()
+            assert_close(logits(model), logits(expected))
+        assert greedy(model) == alone["b"][1]
+    model = load_adapter(load_adapter(random_base("glm"), tmp_path / "a", adapter_name="a"), tmp_path / "b").eval()
+    model.set_adapter("a")
+    assert_close(logits(model), alone["a"][0])
+    model.save_pretrained(tmp_path / "again")  # `default` and, in a folder, `a`
+    for name, folder in (("a", "again/a"), ("b", "again")):
+        assert_close(logits(load_adapter(random_base("glm"), tmp_path / folder).eval()), alone[name][0])
+
+
+def test_deleting(tmp_path):
+    for seed, (name, method) in enumerate([("p", "prefix"), ("q", "prefix"), ("l", "lora"), ("m", "lora")]):
+        saved("glm", method, tmp_path / name, seed)
+    prefix = logits(load_adapter(random_base("glm"), tmp_path / "q").eval())
+    model = random_base("glm")
+    for name in ("l", "p", "m", "q"):
+        model = load_adapter(model, tmp_path / name, adapter_name=name)
+    for name, message in (("nope", "there are l, m, p, q"), ("q", "is active")):
+        with pytest.raises(ArgumentError, match=message):
+            model.delete_adapter(name)
+    for name in ("l", "p", "m"):
+        model.delete_adapter(name)
+    assert model.lora is None
+    assert_close(logits(model.eval()), prefix)
+    model = load_adapter(random_base("glm"), tmp_path / "l", adapter_name="l")
+    for name, message in (("nope", "no adapter named 'nope'"), ("l", "is the only adapter")):
+        with pytest.raises(ArgumentError, match=message):
+            model.delete_adapter(name)
+    greedy(model)
+
+
 def test_training_goes_on_with_what_was_trained_before_the_switch(tmp_path):
     saved("glm", "lora", tmp_path, 0)
     model = load_adapter(random_base("glm"), tmp_path, trainable=True)

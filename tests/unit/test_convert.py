@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from softlaunch.models import load_model, load_tokenizer
 from softlaunch.models.chatglm import glm_config
+from softlaunch.models.encoder import load_encoder
 from softlaunch.models.layouts import ROTARY_TABLE
-from softlaunch.tuning import add_prefix, load_adapter
+from softlaunch.tuning import add_lora, add_prefix, load_adapter
 from tests.bases import RELEASED_GLM4, Golden, batch, random_base, released_weights, write_released
+from tests.encoders import write_encoder
 from tests.tokenizer_files import write_released_chatglm
 
 DEMO_BASE = Path(__file__).parents[2] / "recipes" / "demo" / "base"
@@ -237,6 +239,9 @@ def test_adapters_that_cannot_be_converted(tmp_path, softlaunch):
         random_base(family).save_pretrained(tmp_path / family)
     add_prefix(random_base("llama"), num_virtual_tokens=5).save_pretrained(tmp_path / "prefix")
     get_peft_model(random_base("llama"), LoraConfig(r=2)).save_pretrained(tmp_path / "lora")
+    add_prefix(add_lora(random_base("llama")), num_virtual_tokens=5).save_pretrained(tmp_path / "both" / "adapter")
+    encoder = load_encoder(str(write_encoder(tmp_path / "bert")), ("a", "b"))
+    add_prefix(encoder.model, num_virtual_tokens=5, head=encoder.head).save_pretrained(tmp_path / "classifier")
     small = random_base("llama").config
     small.num_hidden_layers = 2
     small.save_pretrained(tmp_path / "small")
@@ -245,6 +250,9 @@ def test_adapters_that_cannot_be_converted(tmp_path, softlaunch):
         ("prefix", "thudm-prefix", "llama", "this prefix is for llama, which they cannot load"),
         ("prefix", "peft", "small", "for another model: expected 2 layers"),
         ("prefix", "glm", "llama", "is an adapter without layers; glm is a layout of models"),
+        ("both", "peft", "llama", "with this prefix a LoRA was trained"),
+        ("both", "thudm-prefix", "llama", "would be lost"),
+        ("classifier", "peft", "bert", "with this prefix the head of a classifier was trained"),
         ("lora", "thudm-prefix", "llama", "is a LORA adapter"),
         ("lora", "softlaunch", "llama", "in PEFT's own format already"),
         ("prefix", "peft", None, "does not say what its base is"),
@@ -254,3 +262,17 @@ def test_adapters_that_cannot_be_converted(tmp_path, softlaunch):
         assert code == 2, said
         assert message in said
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["peft", "thudm-prefix", "chatglm"])
+def test_full_disk_leaves_nothing_of_an_adapter(to, tmp_path, small_disk, softlaunch):
+    base = random_base("glm")
+    base.save_pretrained(tmp_path / "base")
+    model = add_lora(base, r=64) if to == "chatglm" else add_prefix(base, num_virtual_tokens=500)
+    model.save_pretrained(tmp_path / "run" / "adapter")
+    words = ("--to", to, "--base", tmp_path / "base")
+    code, said = softlaunch("convert", tmp_path / "run", small_disk / "out", *words)
+    assert code == 2
+    assert "No space left on device. Nothing of it was left" in said
+    assert not list(small_disk.iterdir())
+    assert softlaunch("convert", tmp_path / "run", tmp_path / "out", *words)[0] == 0

@@ -10,9 +10,12 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from softlaunch.errors import CheckpointError
 from softlaunch.models import load_model, load_tokenizer
-from softlaunch.tuning import add_prefix
+from softlaunch.models.encoder import load_encoder
+from softlaunch.tuning import add_prefix, load_adapter
 from tests.bases import CONFIGS, batch, random_base
+from tests.encoders import write_encoder
 from tests.tokenizer_files import byte_tokenizer
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo"
@@ -72,6 +75,8 @@ def test_merged_model_computes_the_same(method, tmp_path, softlaunch):
     written = json.loads((tmp_path / "merged" / "merge.json").read_text())
     assert written["rows"] == str(DEMO / "validation.json")
     assert 0 < written["difference"] < 1e-3 * written["effect"]
+    with pytest.raises(CheckpointError, match=r"is merged into .* already"):
+        load_adapter(load_model(str(tmp_path / "merged")), run)
 
 
 def test_four_bit_run_goes_into_the_sixteen_bit_base_and_the_released_layout(tmp_path, softlaunch):
@@ -155,7 +160,10 @@ def test_what_cannot_be_merged(tmp_path, softlaunch):
     weights.write_bytes(weights.read_bytes()[:-100])
     (tmp_path / "full" / "model").mkdir(parents=True)
     (tmp_path / "full" / "model" / "config.json").write_text("{}")
+    encoder = load_encoder(str(write_encoder(tmp_path / "bert")), ("a", "b"))
+    get_peft_model(encoder.model, LoraConfig(task_type="SEQ_CLS")).save_pretrained(tmp_path / "classifier")
     for source, message in (
+        ("classifier", "belongs to a classifier"),
         ("prefix", "is a prefix: keys and values .* cannot be merged. Load it .* --to peft.* train a LoRA"),
         ("original", "is a prefix: keys and values"),
         ("prompt", "is a soft prompt"),
@@ -168,6 +176,10 @@ def test_what_cannot_be_merged(tmp_path, softlaunch):
         assert code == 2, said
         assert re.search(message, said), said
         assert not (tmp_path / "merged").exists()
+    run = write_run(tmp_path / "run", "lora", base)
+    code, said = softlaunch("merge", run, tmp_path / "merged", "--base", tmp_path / "bert")  # with the run's rows
+    assert code == 2
+    assert "run/adapter: the adapter does not fit this base" in said
     code, said = softlaunch("merge", tmp_path / "other", tmp_path / "merged", "--base", base, "--device", "cuda:99")
     assert code == 2
     assert "--device cuda:99: " in said

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from softlaunch.errors import ArgumentError
 from softlaunch.models import load_model
-from softlaunch.tuning import add_prefix, export_adapter, load_adapter
+from softlaunch.tuning import add_lora, add_prefix, export_adapter, load_adapter
 from tests.bases import CONFIGS, Golden, batch, random_base
 
 BASES = ["chatglm2", *CONFIGS]
@@ -142,3 +142,10 @@ def test_export_of_one_of_several_and_of_unknown_format(tmp_path):
     assert torch.equal(again.encoder().embedding.weight, model.encoder("second").embedding.weight)
     with pytest.raises(ArgumentError, match="allowed are 'peft' and 'original'"):
         export_adapter(model, tmp_path, format="lora")
+
+
+def test_what_is_more_than_a_prefix_is_not_exported(tmp_path):
+    model = add_prefix(add_lora(random_base("glm")), num_virtual_tokens=5)
+    with pytest.raises(ArgumentError, match="more than a prefix"):
+        export_adapter(model, tmp_path / "out", format="peft")
+    assert not (tmp_path / "out").exists()

@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softlaunch.adapter_files import MERGE_FILE
 from softlaunch.errors import ArgumentError, CheckpointError
-from softlaunch.files import write_json
+from softlaunch.files import sha256, write_json
 from softlaunch.messages import say
 from softlaunch.new_directory import new_directory, require_absent
-from softlaunch.run_directory import adapter_directory, base_of, read_record
+from softlaunch.run_directory import MERGE_FILE, WEIGHTS_FILE, adapter_directory, base_of, read_record
 
 if TYPE_CHECKING:
     from softlaunch.evaluation.same_logits import Comparison, Logits
@@ -86,12 +85,14 @@ def _merge(adapter: Path, base: str, arguments: argparse.Namespace) -> None:
     dtype = stored_dtype(base) if arguments.dtype == "auto" else arguments.dtype
     load = partial(load_model, dtype=getattr(torch, dtype))
     record = read_record(adapter)
-    rows, file = rows_of_run(record, load_tokenizer(base))
-    _say_plan(adapter, base, dtype, record, file)
+    _say_plan(adapter, base, dtype, record)
 
-    model = load(base).to(arguments.device)
-    without = logits_of(model, rows)
-    tuned: Any = load_adapter(model, adapter).eval()
+    tuned: Any = load_adapter(load(base).to(arguments.device), adapter).eval()  # stops if it is for another base
+    rows, file = rows_of_run(record, load_tokenizer(base))
+    if file is None:
+        logger.info("%s", say("The files of the run's rows are not here: compared are built-in texts."))
+    with tuned.disable_adapter():
+        without = logits_of(tuned, rows)
     adapted = logits_of(tuned, rows)
     try:
         model = tuned.merge_and_unload(safe_merge=True)
@@ -113,7 +114,7 @@ def _merge(adapter: Path, base: str, arguments: argparse.Namespace) -> None:
     )
 
 
-def _say_plan(adapter: Path, base: str, dtype: str, record: dict[str, Any], file: str | None) -> None:
+def _say_plan(adapter: Path, base: str, dtype: str, record: dict[str, Any]) -> None:
     logger.info("%s", say("{adapter} goes into {base}, in {dtype}", adapter=adapter, base=base, dtype=dtype))
     bits = record.get("arguments", {}).get("model", {}).get("quantization_bit")
     if bits is not None:
@@ -126,8 +127,6 @@ def _say_plan(adapter: Path, base: str, dtype: str, record: dict[str, Any], file
                 dtype=dtype,
             ),
         )
-    if file is None:
-        logger.info("%s", say("The files of the run's rows are not here: compared are built-in texts."))
 
 
 def _check(without: "Logits", adapted: "Logits", tolerance: float, merged: "Logits") -> tuple["Comparison", str]:
@@ -165,5 +164,14 @@ def _check(without: "Logits", adapted: "Logits", tolerance: float, merged: "Logi
 def _write_record(
     directory: Path, adapter: Path, base: str, dtype: str, file: str | None, comparison: "Comparison"
 ) -> None:
-    content = {"adapter": str(adapter), "base": base, "dtype": dtype, "rows": file, **asdict(comparison)}
+    weights = adapter / WEIGHTS_FILE
+    digest = sha256(weights) if weights.is_file() else None  # older adapters of PEFT have a .bin
+    content = {
+        "adapter": str(adapter),
+        "adapter_sha256": digest,
+        "base": base,
+        "dtype": dtype,
+        "rows": file,
+        **asdict(comparison),
+    }
     write_json(directory / MERGE_FILE, content)

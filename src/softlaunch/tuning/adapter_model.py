@@ -1,6 +1,7 @@
 """A base model with PEFT's own adapters in it (LoRA, rsLoRA, DoRA, IA3), as runs need it."""
 
 import json
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ from peft.utils.other import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from softlaunch.errors import CheckpointError
+from softlaunch.errors import ArgumentError, CheckpointError
 from softlaunch.files import write_json
 from softlaunch.messages import say
 from softlaunch.run_directory import BASE_FILE, CONFIG_FILE
 from softlaunch.tuning.fingerprint import fingerprint, num_differences
 
 
-class AdapterFiles(PeftModel):
+class FingerprintedModel(PeftModel):
     """A `peft.PeftModel` whose adapters know their base: saved with its fingerprint, refused on another.
 
     A directory that it writes holds PEFT's two files, which stock PEFT loads, and `softlaunch.json`.
@@ -40,6 +41,13 @@ class AdapterFiles(PeftModel):
                 layer.to(torch.float32)
                 layer.register_forward_pre_hook(_to_float32)
                 layer.register_forward_hook(partial(_to_dtype, next(wrapper.original_module.parameters()).dtype))
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """As PEFT's; raises ArgumentError for a name that there is not, and for the only adapter."""
+        require_adapter(adapter_name, self.peft_config)
+        if len(self.peft_config) == 1:
+            raise ArgumentError("{name!r} is the only adapter; unload() returns the base without it", name=adapter_name)
+        super().delete_adapter(adapter_name)
 
     def create_or_update_model_card(self, output_dir: str) -> None:
         """No card: the directory holds what was trained and nothing else."""
@@ -104,8 +112,15 @@ class AdapterFiles(PeftModel):
             )
 
 
-class AdapterModel(AdapterFiles, PeftModelForCausalLM):
+class AdapterModel(FingerprintedModel, PeftModelForCausalLM):
     """A causal language model with PEFT's own adapters."""
+
+
+def require_adapter(name: str, names: Iterable[str]) -> None:
+    """Raises ArgumentError if `name` is not among the `names` of a model's adapters."""
+    there = sorted(set(names))
+    if name not in there:
+        raise ArgumentError("there is no adapter named {name!r}; there are {names}", name=name, names=", ".join(there))
 
 
 def _to_float32(layer: torch.nn.Module, inputs: tuple) -> tuple:
@@ -145,7 +160,7 @@ def check_base(directory: Path, found: list[float], name: str) -> None:
         return
     try:
         base = json.loads(file.read_text(encoding="utf-8"))
-        differences = num_differences(base["base_fingerprint"], found)
+        differences, compared = num_differences(base["base_fingerprint"], found)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError("{file}: the file is damaged: {error}", file=file, error=repr(error)) from error
     if differences:
@@ -156,7 +171,7 @@ def check_base(directory: Path, found: list[float], name: str) -> None:
             expected=base["base_model_name_or_path"],
             found=name,
             differences=differences,
-            compared=len(found),
+            compared=compared,
         )
 
 

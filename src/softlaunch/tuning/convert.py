@@ -10,6 +10,7 @@ from softlaunch.errors import CheckpointError
 from softlaunch.messages import say
 from softlaunch.tuning import formats
 from softlaunch.tuning.prefix_encoder import PrefixEncoder
+from softlaunch.tuning.prefix_model import lora_beside
 
 PrefixFormat = Literal["softlaunch", "peft", "thudm-prefix"]
 
@@ -23,9 +24,11 @@ def convert_prefix(model: PreTrainedModel, source: Path, target: Path, to: Prefi
     `model` is the base, whose weights are not used (`load_skeleton`). What was written is read back: its keys and
     values are those of the source, bit for bit where PEFT's format is not involved, else up to float32 rounding.
 
-    Raises CheckpointError when the prefix is broken or for another shape of model, and when it is read back otherwise.
+    Raises CheckpointError when the prefix is broken or for another shape of model, when LoRA or a head was trained with
+    it, and when it is read back otherwise.
     """
     saved = formats.read_prefix(model, source, check_weights=False)
+    _require_alone(saved, source)
     encoder = PrefixEncoder(saved.config)
     encoder.load_state_dict(saved.tensors)
     if to == "softlaunch":
@@ -38,6 +41,24 @@ def convert_prefix(model: PreTrainedModel, source: Path, target: Path, to: Prefi
         formats.write_original(encoder, target)
     _require_equal(model, encoder, target)
     return _notes(saved, to)
+
+
+def _require_alone(saved: formats.SavedPrefix, source: Path) -> None:
+    lora, head = lora_beside(source), saved.config.modules_to_save
+    if lora is not None:
+        raise CheckpointError(
+            "{path}: with this prefix a LoRA was trained ({lora}), which would be lost: without it the prefix answers "
+            "otherwise. Load both on the base with softlaunch.tuning.load_adapter, or train a prefix alone.",
+            path=source,
+            lora=lora,
+        )
+    if head:
+        raise CheckpointError(
+            "{path}: with this prefix the head of a classifier was trained ({head}), which would be lost. Use it "
+            "on its base with recipes/classify.py, or train a LoRA, which PEFT's format holds together with the head.",
+            path=source,
+            head=", ".join(head),
+        )
 
 
 def _require_chatglm(model: PreTrainedModel, source: Path) -> None:

@@ -9,12 +9,13 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from softlaunch.errors import ArgumentError, CheckpointError
-from softlaunch.run_directory import CONFIG_FILE
+from softlaunch.files import sha256
+from softlaunch.run_directory import CONFIG_FILE, MERGE_FILE, WEIGHTS_FILE, find_adapter, read_json
 from softlaunch.tuning.adapter_model import AdapterModel, check_base, does_not_fit, read_config
 from softlaunch.tuning.damage import cannot_be_read
 from softlaunch.tuning.fingerprint import fingerprint
 from softlaunch.tuning.prefix_encoder import PEFT_TYPE
-from softlaunch.tuning.prefix_model import LORA_FOLDER, PrefixModel
+from softlaunch.tuning.prefix_model import PrefixModel, lora_beside
 from softlaunch.tuning.released import LAYERED, in_layout_of
 from softlaunch.tuning.soft_prompt import SoftPromptModel
 
@@ -34,13 +35,14 @@ def load_adapter(
 
     `path`: what `save_pretrained` wrote, or a run's output directory with `adapter/` in it; any adapter of PEFT (LoRA,
     IA3, prompt tuning, prefix tuning, …), also one for the released ChatGLM code (`query_key_value`); or a P-Tuning v2
-    checkpoint of the original scripts. `model` may bear
-    adapters already: others of the same kind, or LoRA where this is a prefix and the other way round; both then work.
+    checkpoint of the original scripts. LoRA that was saved with a prefix comes with it, under the same name. `model`
+    may bear adapters already: others of the same kind, or LoRA where this is a prefix and the other way round; both
+    then work.
 
     Raises CheckpointError when the adapter is broken or was made for another base, or when a prefix is not
     `num_virtual_tokens` long; ArgumentError when it cannot be put beside those that are there.
     """
-    directory = _adapter_directory(Path(path))
+    directory = find_adapter(Path(path)) or Path(path)
     with cannot_be_read(directory):
         return _load(model, directory, adapter_name, trainable, num_virtual_tokens)
 
@@ -53,6 +55,7 @@ def _load(
     num_virtual_tokens: int | None,
 ) -> PeftModel:
     kind = _kind(directory)
+    _check_not_merged(str(model.name_or_path), directory)
     if kind in _PREFIXES:
         return _load_prefix(model, directory, adapter_name, trainable, num_virtual_tokens)
     if isinstance(model, PrefixModel):
@@ -91,8 +94,9 @@ def _load_prefix(
         return model
     if isinstance(model, SoftPromptModel):
         _check_beside(model, PEFT_TYPE, directory)
-    if (directory / LORA_FOLDER / CONFIG_FILE).is_file() and not isinstance(model, PeftModel):
-        model = load_adapter(model, directory / LORA_FOLDER, adapter_name=adapter_name, trainable=trainable)
+    beneath = lora_beside(directory)
+    if beneath is not None:
+        model = load_adapter(model, beneath, adapter_name=adapter_name, trainable=trainable)
     return PrefixModel.from_pretrained(
         model, directory, adapter_name, is_trainable=trainable, num_virtual_tokens=num_virtual_tokens
     )
@@ -118,9 +122,18 @@ def _check_beside(model: PeftModel, kind: str | None, directory: Path) -> None:
         )
 
 
-def _adapter_directory(path: Path) -> Path:
-    inner = path / "adapter"
-    return inner if (inner / CONFIG_FILE).is_file() and not (path / CONFIG_FILE).is_file() else path
+def _check_not_merged(base: str, directory: Path) -> None:
+    """Raises CheckpointError if `softlaunch merge` has put this adapter into the base already."""
+    record, weights = Path(base) / MERGE_FILE, directory / WEIGHTS_FILE
+    if not (record.is_file() and weights.is_file()):
+        return
+    if read_json(record).get("adapter_sha256") == sha256(weights):
+        raise CheckpointError(
+            "{path}: this adapter is merged into {base} already, and would work twice: use that model without it, or "
+            "load it on the base it was made for",
+            path=directory,
+            base=base,
+        )
 
 
 def _kind(directory: Path) -> str | None:

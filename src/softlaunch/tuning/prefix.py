@@ -87,9 +87,18 @@ def export_adapter(
     `pytorch_model.bin` that ChatGLM2's P-Tuning v2 scripts take as `ptuning_checkpoint`. Our own format is what
     `model.save_pretrained` writes.
 
-    Raises ArgumentError for another format, and for `peft` where no fixed key fits (see `rotate_keys`).
+    Raises ArgumentError for another format, for `peft` where no fixed key fits (see `rotate_keys`), and for a prefix
+    with LoRA of its name or with a head, which these formats cannot hold.
     """
-    encoder = model.encoder(adapter_name or model.active_adapter)
+    name = adapter_name or model.active_adapter
+    encoder = model.encoder(name)
+    if encoder.config.modules_to_save or (model.lora and name in model.lora.peft_config):
+        raise ArgumentError(
+            "{name!r} is more than a prefix: with it work LoRA or the head of a classifier, for which the format "
+            "{format} has no place",
+            name=name,
+            format=format,
+        )
     if format == "peft":
         formats.write_peft(model.get_base_model(), encoder, Path(directory))
     elif format == "original":

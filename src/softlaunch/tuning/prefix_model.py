@@ -13,12 +13,23 @@ from transformers import PreTrainedModel
 from softlaunch.errors import ArgumentError
 from softlaunch.run_directory import CONFIG_FILE
 from softlaunch.tuning import formats
-from softlaunch.tuning.adapter_model import AdapterModel
+from softlaunch.tuning.adapter_model import AdapterModel, read_config, require_adapter
 from softlaunch.tuning.attention import PrefixStates, can_count, use_plain_attention, use_prefix_attention
 from softlaunch.tuning.fingerprint import fingerprint
 from softlaunch.tuning.prefix_encoder import PrefixConfig, PrefixEncoder
 
-LORA_FOLDER = "lora"  # of a prefix's directory, for the LoRA that was trained together with it
+LORA_FOLDER = "lora"  # of the directory that a model was saved in, for the LoRA under its prefixes
+
+
+def lora_beside(directory: Path) -> Path | None:
+    """Where the LoRA lies that was saved with the prefix in `directory`; None where there is none.
+
+    That of `default` is in `lora/`; that of another name beside the prefix's own folder, in `lora/NAME`.
+    """
+    for folder in (directory / LORA_FOLDER, directory.parent / LORA_FOLDER / directory.name):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    return None
 
 
 class PrefixModel(PeftModel):
@@ -176,18 +187,37 @@ class PrefixModel(PeftModel):
         self.peft_config[adapter_name] = peft_config
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
-        """Make one prefix the active one, trainable unless `inference_mode`; the others are frozen."""
-        if adapter_name not in self.peft_config:
-            raise ValueError(f"no adapter named {adapter_name!r}; there are {sorted(self.peft_config)}")
+        """Make the prefix of this name active, the LoRA of this name, or both; trainable unless `inference_mode`, and
+        the others of the kind are frozen.
+        """
+        self._require(adapter_name)
+        if adapter_name in self.peft_config:
+            self.set_prefix(adapter_name, inference_mode)
+        if self.lora and adapter_name in self.lora.peft_config:
+            self.lora.set_adapter(adapter_name, inference_mode=inference_mode)
+
+    def set_prefix(self, adapter_name: str, inference_mode: bool = False) -> None:
+        """As `set_adapter`, but LoRA stays as it is."""
         self.active_adapter = adapter_name
         for name, encoder in self.prefix_encoder.items():
             encoder.requires_grad_(name == adapter_name and not inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Remove a prefix that is not the active one."""
+        """Remove the prefix of this name, the LoRA of this name, or both; the active prefix cannot be deleted."""
+        self._require(adapter_name)
         if adapter_name == self.active_adapter:
-            raise ValueError(f"{adapter_name!r} is active; make another adapter active before you delete it")
-        del self.prefix_encoder[adapter_name], self.peft_config[adapter_name]
+            raise ArgumentError(
+                "{name!r} is active; make another adapter active before you delete it", name=adapter_name
+            )
+        if adapter_name in self.peft_config:
+            del self.prefix_encoder[adapter_name], self.peft_config[adapter_name]
+        if self.lora and list(self.lora.peft_config) == [adapter_name]:
+            self.base_model = cast(Any, self.lora).unload()
+        elif self.lora and adapter_name in self.lora.peft_config:
+            self.lora.delete_adapter(adapter_name)
+
+    def _require(self, adapter_name: str) -> None:
+        require_adapter(adapter_name, [*self.peft_config, *(self.lora.peft_config if self.lora else ())])
 
     # -- files
 
@@ -242,16 +272,19 @@ class PrefixModel(PeftModel):
     ) -> None:
         """Read an adapter directory into `adapter_name`, new or existing; trainability of an existing one is kept.
 
-        LoRA that was saved with the prefix is read too where there is LoRA of that name to take it.
+        LoRA that was saved with the prefix is read too, under the same name.
         """
         saved = formats.read_prefix(self.get_base_model(), model_id)
         if adapter_name not in self.peft_config:
             saved.config.inference_mode = not is_trainable
             self.add_adapter(adapter_name, saved.config)
         self.encoder(adapter_name).load_state_dict(saved.tensors)
-        beneath = Path(model_id) / LORA_FOLDER
-        if self.lora and adapter_name in self.lora.peft_config and (beneath / CONFIG_FILE).is_file():
-            self.lora.load_adapter(beneath, adapter_name)
+        beneath = lora_beside(Path(model_id))
+        if beneath is not None:
+            if self.lora is None:
+                config = read_config(beneath, trainable=is_trainable)
+                self.base_model = AdapterModel(self.get_base_model(), config, adapter_name)
+            cast(AdapterModel, self.lora).load_adapter(beneath, adapter_name, is_trainable)
 
 
 def _positions(base: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:

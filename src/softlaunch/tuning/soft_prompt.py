@@ -44,11 +44,20 @@ class SoftPromptModel(AdapterModel):
     def _with_prompt(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings and mask with the prompt in front of every row, padding included."""
+        """Embeddings and mask with the prompt directly before every row's first real token.
+
+        Not before padding on the left, which a sliding window would count.
+        """
         embeds = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         mask = embeds.new_ones(embeds.shape[:2], dtype=torch.long) if attention_mask is None else attention_mask
         prompt = self.prompt().to(embeds.dtype).expand(len(embeds), -1, -1)
-        return torch.cat([prompt, embeds], dim=1), torch.cat([mask.new_ones(prompt.shape[:2]), mask], dim=1)
+        whole, mask = torch.cat([prompt, embeds], dim=1), torch.cat([mask.new_ones(prompt.shape[:2]), mask], dim=1)
+        num_tokens, columns = prompt.shape[1], torch.arange(whole.shape[1], device=mask.device)
+        padding = (mask[:, num_tokens:].cumsum(-1) == 0).sum(-1, keepdim=True)  # of each row, on its left
+        # Where each column comes from: padding, then the prompt, then the rest, which stays where it is
+        source = torch.where(columns < padding + num_tokens, columns - padding, columns)
+        source = torch.where(columns < padding, columns + num_tokens, source)
+        return whole.gather(1, source[..., None].expand_as(whole)), mask.gather(1, source)
 
     def forward(  # type: ignore[override]
         self,

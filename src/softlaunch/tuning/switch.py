@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from peft import PeftModel
 
 from softlaunch.errors import ArgumentError
+from softlaunch.tuning.adapter_model import require_adapter
 from softlaunch.tuning.prefix_model import PrefixModel
 
 
@@ -16,12 +17,8 @@ def use_adapters(model: PeftModel, *names: str) -> Iterator[None]:
     Afterwards all is as before. Raises ArgumentError for a name that there is not, and for two adapters of one kind.
     """
     parts = [model, model.lora] if isinstance(model, PrefixModel) and model.lora else [model]
-    there = {name for part in parts for name in part.peft_config}
     for name in names:
-        if name not in there:
-            raise ArgumentError(
-                "there is no adapter named {name!r}; there are {names}", name=name, names=", ".join(sorted(there))
-            )
+        require_adapter(name, (name for part in parts for name in part.peft_config))
     with ExitStack() as stack:
         for part in parts:
             stack.enter_context(_use(part, [name for name in names if name in part.peft_config]))
@@ -37,10 +34,11 @@ def _use(model: PeftModel, names: list[str]) -> Iterator[None]:
             yield
         return
     before, trainable = model.active_adapter, [p for p in model.parameters() if p.requires_grad]
-    model.set_adapter(names[0], inference_mode=True)
+    switch = model.set_prefix if isinstance(model, PrefixModel) else model.set_adapter
+    switch(names[0], inference_mode=True)
     try:
         yield
     finally:
-        model.set_adapter(before, inference_mode=True)
+        switch(before, inference_mode=True)
         for parameter in trainable:
             parameter.requires_grad_(True)
