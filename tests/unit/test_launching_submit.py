@@ -33,6 +33,7 @@ from softlaunch.launching.status import (
     read_status,
 )
 from softlaunch.launching.strategy import Machines
+from softlaunch.training import run_state
 
 ROOT = Path(__file__).parents[2]
 RECIPE, RUN_FILE = "recipes/ptuning_chatglm.py", "recipes/args/adgen_ptuning.json"
@@ -69,6 +70,10 @@ def command(module, words):
     module.run(arguments)
 
 
+def manifest_of(*words, **options):
+    return yaml.safe_load(render_pytorchjob(job(*words, **options), "now"))
+
+
 def job(*words, nodes=2, gpus=4, launch_file="ddp", arrays=(), run_file=RUN_FILE, **facts):
     machines = Machines(nodes, gpus)
     file = f"launch/accelerate/{launch_file}.yaml"
@@ -81,6 +86,7 @@ def job(*words, nodes=2, gpus=4, launch_file="ddp", arrays=(), run_file=RUN_FILE
 @pytest.mark.parametrize("name", GENERATED)
 def test_generated_file(name, capsys, monkeypatch):
     monkeypatch.setattr(submit_command, "has_slurm", lambda: False)
+    monkeypatch.setattr(submit_command.time, "strftime", lambda _: "2026-01-01T00:00:00")
     command(submit_command, [*GENERATED[name], "--dry-run"])
     assert capsys.readouterr().out == (ROOT / "launch" / name).read_text(encoding="utf-8")
 
@@ -119,16 +125,65 @@ def test_deepspeed_nodes_start_by_themselves():
 
 
 def test_kubernetes_manifest():
-    manifest = yaml.safe_load(render_pytorchjob(job(nodes=3, launch_file="zero2", environment={"A": 'b "c"'})))
+    manifest = manifest_of(nodes=3, launch_file="zero2", environment={"A": 'b "c"'})
     specs = manifest["spec"]["pytorchReplicaSpecs"]
     assert [specs[role]["replicas"] for role in ("Master", "Worker")] == [1, 2]
     container = specs["Worker"]["template"]["spec"]["containers"][0]
     assert "--num_machines 3 --num_processes 12" in container["args"][0]
     assert {"name": "A", "value": 'b "c"'} in container["env"]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": "4"}
-    assert "Worker" not in yaml.safe_load(render_pytorchjob(job(nodes=1)))["spec"]["pytorchReplicaSpecs"]
+    assert "Worker" not in manifest_of(nodes=1)["spec"]["pytorchReplicaSpecs"]
     with pytest.raises(LaunchError, match="array"):
-        render_pytorchjob(job(arrays=["learning_rate=1,2"]))
+        manifest_of(arrays=["learning_rate=1,2"])
+    for place in ("/home/me/out", "../out", "/workspace"):
+        with pytest.raises(LaunchError, match="goes with the pod"):
+            manifest_of("--output_dir", place)
+    assert manifest_of("--output_dir", "/workspace/out")
+
+
+def test_an_array_of_one_task_keeps_its_option():
+    option = "--learning_rate 1e-3 --output_dir "
+    one = {"arrays": ["learning_rate=1e-3"], "nodes": 1}
+    assert f"task_words=({option}" in render_sbatch(job(**one))
+    pod = manifest_of(**one)["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]
+    assert option in pod["args"][0]
+
+
+@pytest.mark.parametrize("launch_file", ["zero3_offload", "fsdp2"])
+def test_one_process_under_a_strategy_needs_its_launcher(launch_file):
+    text = render_sbatch(job(nodes=1, gpus=1, launch_file=launch_file))
+    assert f"exec accelerate launch --config_file launch/accelerate/{launch_file}.yaml" in text
+    assert "exec python" in render_sbatch(job(nodes=1, gpus=1, launch_file="single_gpu"))
+
+
+def test_jobs_have_names_of_their_own(tmp_path, monkeypatch):
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "launch").symlink_to(ROOT / "launch")
+    monkeypatch.chdir(tmp_path)
+    files = ["项目 一.json", "项目 二.json", f"{'a' * 60}1.json", f"{'a' * 60}2.json"]
+    for file in files:
+        (tmp_path / file).write_text((ROOT / RUN_FILE).read_text())
+    names = [manifest_of(run_file=file)["metadata"]["name"] for file in files]
+    assert len(set(names)) == 4
+    assert all(len(name) <= 50 for name in names)
+    assert job(run_file=files[0]).name != job(run_file=files[1]).name
+
+
+def test_an_evicted_pod_is_started_again_as_the_same_job(monkeypatch):
+    """Or `restart` would begin anew with every pod."""
+    pod = manifest_of()["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
+    identity = {item["name"]: item["value"] for item in pod["env"]}["SOFTLAUNCH_JOB"]
+    monkeypatch.setenv("SOFTLAUNCH_JOB", identity)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    first = run_state._job()
+    monkeypatch.setattr(platform, "node", lambda: "another pod")
+    assert run_state._job() == first is not None
+
+
+def test_a_folder_with_a_space():
+    text = render_sbatch(job(log_dir="my logs"))
+    assert "#SBATCH --output='my logs/%x-%j.log'" in text
+    assert "mkdir -p 'my logs' && sbatch" in text
 
 
 # Input
@@ -141,6 +196,11 @@ def test_kubernetes_manifest():
         ('{"cpus_per_node": "8"}', "'8' is not of the type"),
         ('{"max_requeues": -1}', "negative"),
         ('{"environment": {"HF_TOKEN": "hf_abcdefghijkl"}}', "secret"),
+        ('{"environment": {"A B; rm -rf x": "1"}}', "no name of an environment variable"),
+        ('{"setup": ["hf auth login --token hf_abcdefghijkl"]}', "secret"),
+        ('{"setup": ["export WANDB_API_KEY=0123"]}', "secret"),
+        ('{"options": ["--comment=hf_abcdefghijkl"]}', "secret"),
+        ('{"gpu_request": "--gres=gpu:{gpu}"}', "no other braces"),
         ('{"modules": [1]}', "modules"),
         ("[]", "one JSON object"),
         ("{", "no valid JSON"),
@@ -150,6 +210,11 @@ def test_wrong_profile(content, message, tmp_path):
     (tmp_path / "profile.json").write_text(content)
     with pytest.raises(LaunchError, match=message):
         read_profile(str(tmp_path / "profile.json"))
+
+
+def test_a_secret_that_the_shell_holds_may_be_named(tmp_path):
+    (tmp_path / "profile.json").write_text('{"setup": ["export WANDB_API_KEY=$(cat ~/.key)", "export HF_TOKEN=$A"]}')
+    assert read_profile(str(tmp_path / "profile.json")).setup
 
 
 def test_all_problems_of_a_profile_at_once(tmp_path):
@@ -162,6 +227,7 @@ def test_all_problems_of_a_profile_at_once(tmp_path):
     ("words", "options", "message"),
     [
         (["--token", "hf_abcdefghijkl"], {}, "no secret"),
+        ([], {"arrays": ["hub_token=hf_abcdefghijkl,hf_abcdefghijkm"]}, "no secret"),
         ([], {"run_file": "nowhere.json"}, "no such file"),
         ([], {"run_file": "/etc/hostname"}, "lies outside|no valid JSON"),
         ([], {"arrays": ["learning_rate"]}, "option=value,value"),

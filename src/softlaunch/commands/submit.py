@@ -2,6 +2,7 @@
 
 import argparse
 import subprocess
+import time
 
 from rich.console import Console
 
@@ -75,7 +76,7 @@ def _slurm(job: Job, waits: bool, console: Console) -> None:
 
 
 def _kubernetes(job: Job, dry_run: bool, console: Console) -> None:
-    manifest = render_pytorchjob(job)
+    manifest = render_pytorchjob(job, time.strftime("%Y-%m-%dT%H:%M:%S"))
     if dry_run:
         console.print(manifest, end="")
         return

@@ -115,7 +115,12 @@ def _compare(output_dir: Path, earlier: dict[str, Any], now: dict[str, Any], arg
 
 
 def _job() -> str | None:
-    """What tells a job's second start from another job: a scheduler or a launcher starts it again as it was."""
+    """What tells a job's second start from another job: a scheduler or a launcher starts it again as it was.
+
+    `SOFTLAUNCH_JOB` stands in a Kubernetes manifest, whose pods have nothing else in common.
+    """
+    if "SOFTLAUNCH_JOB" in os.environ:
+        return f"job {os.environ['SOFTLAUNCH_JOB']}"
     if "SLURM_JOB_ID" in os.environ:
         return f"slurm {os.environ['SLURM_JOB_ID']}"
     if "TORCHELASTIC_RESTART_COUNT" in os.environ:
