@@ -1,5 +1,6 @@
 """The plan's arithmetic, against models, against what autograd really keeps, and against transformers."""
 
+import argparse
 import dataclasses
 import json
 import subprocess
@@ -13,7 +14,9 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.trainer import Trainer
 
+from softlaunch.arguments import names, old_names, options
 from softlaunch.arguments.options import all_options
+from softlaunch.commands import plan as plan_command
 from softlaunch.errors import ArgumentError, CheckpointError, LaunchError
 from softlaunch.launching.activations import Batch, Precision, activation_bytes
 from softlaunch.launching.memory import GIB, training_memory
@@ -292,6 +295,25 @@ def test_defaults_and_names_are_those_of_the_arguments():
         if not option.required and field.name != "optim":
             assert (default or None) == (field.default or None), field.name
     assert RunSettings().optim in options["optim"].choices
+
+
+def test_recorded_names_are_those_of_the_options():
+    """Names of other versions of transformers may be among them; one that lacks is looked for where it takes longer."""
+    real = {*options.all_options(), *old_names.idle_names(), *old_names.old_names()}
+    assert real <= names.NAMES, real - names.NAMES
+
+
+def test_a_name_that_is_no_options(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CHATGLM2_6B))
+    words = ["recipes/args/adgen_ptuning.json", "--model_name_or_path", str(tmp_path), "--no_do_eval"]
+    parser = argparse.ArgumentParser()
+    plan_command.add_arguments(parser)
+    for wrong, meant in (("--gpu-memory-gb", "--gpu-memory-gib"), ("--learning_rat", "--learning_rate")):
+        arguments, overrides = parser.parse_known_args([*words, wrong, "6"])
+        arguments.overrides = overrides
+        with pytest.raises(ArgumentError, match=f"did you mean {meant}"):
+            plan_command.run(arguments)
+    names.check_names(words)
 
 
 def test_settings_from_a_file_and_flags(tmp_path):

@@ -393,6 +393,23 @@ def test_submission_says_where_things_will_be(slurm, capsys):
     assert (folder / "logs").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--nodez", "4"], "did you mean --nodes"),
+        (["--learning_rat", "3"], "did you mean --learning_rate"),
+        (["--array", "learning_rat=1,2"], "did you mean --learning_rate"),
+        (["--array", "learning_rate=1e-3,fast"], "fast is not of the type"),
+        (["--fp16", "--bf16"], "exclude each other"),
+        (["--lora_r", "8", "--tuning", "p_tuning_v2", "--prompt_init", "text"], "two methods"),
+    ],
+)
+def test_options_are_looked_at_before_the_queue(words, message, capsys):
+    with pytest.raises(ArgumentError, match=message):
+        command(submit_command, [RECIPE, RUN_FILE, *words, "--dry-run"])
+    assert not capsys.readouterr().out
+
+
 def test_slurms_refusal_is_told(slurm):
     slurm(sbatch="echo 'sbatch: error: invalid partition: x' >&2; exit 1")
     with pytest.raises(LaunchError, match="invalid partition: x"):

@@ -29,7 +29,7 @@ from softlaunch.launching.check import (
 from softlaunch.launching.deepspeed_file import check_deepspeed_file, owned_values, read_deepspeed_file, resolved
 from softlaunch.launching.memory import GIB
 from softlaunch.launching.plan import make_plan
-from softlaunch.launching.settings import CLASSIFIER_DEFAULTS, RunSettings, read_settings
+from softlaunch.launching.settings import RunSettings, read_settings
 from softlaunch.launching.shape import UnknownSize, read_shape
 from softlaunch.launching.strategy import Machines, Strategy, default_launch_file, read_strategy
 from softlaunch.messages import say
@@ -123,10 +123,7 @@ def _check_arguments(argv: list[str], settings: RunSettings | None, parsed: list
     from softlaunch.arguments import parse_arguments
     from softlaunch.arguments.methods import chosen_methods
 
-    classifies = settings is not None and settings.classifies
-    defaults = CLASSIFIER_DEFAULTS if classifies else {}
-    methods = () if settings is None or classifies else settings.methods
-    found = parse_arguments(argv, methods=methods, classifies=classifies, defaults=defaults)
+    found = parse_arguments(argv, **({} if settings is None else settings.reading))
     if settings is not None:
         chosen_methods(found, settings.methods)
     parsed.append(found)

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from softlaunch.arguments.names import check_names
 from softlaunch.errors import ArgumentError, CheckpointError
 from softlaunch.launching.settings import read_settings
 from softlaunch.launching.status import DEAD, FINISHED, PREEMPTED, RUNNING, SILENT, STARTING, RunStatus, read_status
@@ -56,6 +57,7 @@ def _directory(run: str) -> Path:
         return Path(run)
     output_dir = read_settings([run]).output_dir
     if output_dir is None:
+        check_names([run])
         raise ArgumentError("{file}: output_dir is missing", file=run)
     return Path(output_dir)
 

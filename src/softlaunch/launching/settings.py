@@ -149,6 +149,13 @@ class RunSettings:
         return found or (() if self.freeze_trainable_layers is None else ("freeze",))
 
     @property
+    def reading(self) -> dict[str, Any]:
+        """What the recipe for these settings gives to what reads its options."""
+        if self.classifies:
+            return {"methods": (), "classifies": True, "defaults": CLASSIFIER_DEFAULTS}
+        return {"methods": self.methods, "classifies": False, "defaults": {}}
+
+    @property
     def row_tokens(self) -> int:
         """Tokens of the longest row that the limits allow; the answer is followed by one that ends it."""
         if self.classifies:
