@@ -13,6 +13,7 @@ ORIGINAL_FILE = "pytorch_model.bin"  # a prefix that the original scripts have s
 RECORD_FILE = "record.json"
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+MANIFEST_FILE = "manifest.json"  # of a checkpoint, written last
 PREDICTIONS_FILE = "predictions.jsonl"
 MARKER_FILE = "preempted"  # the run was asked to end, and has saved its work
 # Scores by which runs are compared, in the order in which they are shown
@@ -26,6 +27,17 @@ MAIN_SCORES = ("accuracy", "f1_macro", "rouge-l", "bleu-4", "loss")  # where the
 def shown_score(name: str, value: float) -> str:
     """Fractions (accuracy, F1) and losses with four digits, scores out of 100 with two."""
     return f"{value:.2f}" if name.startswith(("rouge", "bleu")) else f"{value:.4f}"
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The folders `checkpoint-N` with a manifest, by N: nothing else counts as a checkpoint of a run."""
+    found = [p for p in output_dir.glob("checkpoint-*") if p.name.rpartition("-")[2].isdecimal()]
+    return sorted((p for p in found if (p / MANIFEST_FILE).is_file()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of optimizer steps that a `checkpoint-N` was saved after."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def adapter_directory(path: Path) -> Path:

@@ -513,6 +513,7 @@ def test_port():
         taken.bind(("", 0))
         taken.listen()
         assert check_port(taken.getsockname()[1]).level == PROBLEM
+    assert "must be 0-65535" in check_port(99_999).detail
 
 
 def test_check_of_the_demo(capsys, tmp_path):
@@ -637,6 +638,14 @@ def test_newest_checkpoint_is_a_whole_one(tmp_path):
     for step, size in ((5, 3), (10, 3), (20, 4)):
         (tmp_path / f"checkpoint-{step}" / "manifest.json").write_text(json.dumps({"files": {"x": {"size": size}}}))
     assert newest_checkpoint(tmp_path) == "checkpoint-10"
+
+
+def test_a_checkpoint_of_the_run_before_a_restart_is_none(tmp_path):
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / "checkpoint-5" / "manifest.json").write_text('{"files": {}, "run_id": "before"}')
+    for run_id, found in (("before", "checkpoint-5"), ("now", None)):
+        (tmp_path / "run.json").write_text(json.dumps({"id": run_id}))
+        assert newest_checkpoint(tmp_path) == found
 
 
 def test_status_command(tmp_path, capsys):

@@ -15,9 +15,9 @@ from softlaunch.collective import decided_by_first
 from softlaunch.errors import CheckpointError
 from softlaunch.files import read_json_object, write_json
 from softlaunch.messages import say
-from softlaunch.run_directory import MARKER_FILE, RUN_FILE
+from softlaunch.run_directory import MARKER_FILE, RUN_FILE, checkpoints
 from softlaunch.training import lock
-from softlaunch.training.checkpoint import INCOMPLETE, checkpoints
+from softlaunch.training.checkpoint import INCOMPLETE
 from softlaunch.training.identity import differences, identity
 from softlaunch.training.manifest import read_manifest
 
