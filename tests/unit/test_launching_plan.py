@@ -102,6 +102,13 @@ def test_what_is_no_checkpoint(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(CheckpointError, match="hidden_size"):
         read_shape(tmp_path)
+    for wrong in ({"num_attention_heads": 0}, {"hidden_size": "4096"}):
+        (tmp_path / "config.json").write_text(json.dumps(CHATGLM2_6B | wrong))
+        with pytest.raises(CheckpointError, match="a whole number of at least 1"):
+            read_shape(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="expected a JSON object"):
+        read_shape(tmp_path)
 
 
 # What is trained
@@ -314,6 +321,9 @@ def test_a_name_that_is_no_options(tmp_path):
         with pytest.raises(ArgumentError, match=f"did you mean {meant}"):
             plan_command.run(arguments)
     names.check_names(words)
+    for zero in ("--tflops", "--link-gb-per-s"):
+        with pytest.raises(ArgumentError, match=f"{zero} 0.0 must be above 0"):
+            plan_command.run(parser.parse_args([*words[:1], zero, "0"]))
 
 
 def test_settings_from_a_file_and_flags(tmp_path):
@@ -338,6 +348,23 @@ def test_an_adapter_says_what_it_is(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     found = read_settings(["--model_name_or_path", "m", "--adapter", str(tmp_path)])
     assert (found.methods, found.lora_r, found.lora_target_modules) == (("lora",), 4, ["q_proj"])
+
+
+def test_an_adapter_that_does_not_say_it(tmp_path):
+    for config in ({"peft_type": "LORA", "target_modules": [3]}, {"peft_type": "P_TUNING", "num_virtual_tokens": "x"}):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match="cannot be"):
+            read_settings(["--model_name_or_path", "m", "--adapter", str(tmp_path)])
+
+
+def test_numbers_that_are_none(chatglm2, tmp_path):
+    for wrong in ({"lora_target_modules": [1]}, {"learning_rate": float("nan")}):
+        (tmp_path / "run.json").write_text(json.dumps({"model_name_or_path": "m"} | wrong))
+        with pytest.raises(ArgumentError, match="not of the type"):
+            read_settings([str(tmp_path / "run.json")])
+    with pytest.raises(ArgumentError, match="too large"):
+        make_plan(chatglm2, run(pre_seq_len=8, train_file=__file__, num_train_epochs=1e308), ALONE, ONE_GPU)
+    assert run(class_file="a\0b", num_labels=3).num_classes == 3
 
 
 def test_settings_of_parsed_arguments(tmp_path):

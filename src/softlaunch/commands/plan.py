@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from softlaunch.arguments.names import check_names
+from softlaunch.errors import ArgumentError
 from softlaunch.launching.memory import GIB
 from softlaunch.launching.plan import Change, Plan, make_plan
 from softlaunch.launching.settings import read_settings
@@ -55,6 +56,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the plan that the command line asks for."""
     argv = [arguments.run_file, *arguments.overrides]
     check_names(argv, own_options(arguments))
+    for name, value in (("--tflops", arguments.tflops), ("--link-gb-per-s", arguments.link_gb_per_s)):
+        if not value > 0:
+            raise ArgumentError("{name} {value} must be above 0", name=name, value=value)
     settings = read_settings(argv)
     machines = Machines(arguments.nodes, arguments.gpus_per_node, arguments.gpu_memory_gib)
     strategy = read_strategy(arguments.launch_file or default_launch_file(machines))

@@ -2,9 +2,12 @@
 
 import math
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from softlaunch.errors import ArgumentError
 from softlaunch.launching.activations import Precision
 from softlaunch.launching.memory import model_states
 from softlaunch.launching.settings import RunSettings
@@ -36,6 +39,19 @@ class Workload:
         return ((1 if self.num_checkpoints is None else self.num_checkpoints) + 1) * self.checkpoint_bytes
 
 
+@contextmanager
+def refusing_too_large() -> Iterator[None]:
+    """Raises ArgumentError for numbers that a float cannot hold."""
+    try:
+        yield
+    except OverflowError as error:
+        raise ArgumentError(
+            "the numbers of this run are too large to plan with ({error}): look at its sizes, epochs and batches",
+            error=error,
+        ) from None
+
+
+@refusing_too_large()
 def plan_workload(shape: ModelShape, settings: RunSettings, strategy: Strategy, machines: Machines) -> Workload:
     """Raises ArgumentError when a method lacks its size."""
     column = settings.text_column if settings.classifies else settings.prompt_column
@@ -111,7 +127,7 @@ def _num_checkpoints(
     if num_steps is None:
         return settings.save_total_limit
     if settings.save_strategy == "epoch":
-        if num_rows is None:
+        if not num_rows:
             return settings.save_total_limit
         number = max(1, round(num_steps * rows_per_step / num_rows))
     else:
@@ -127,7 +143,10 @@ def count_rows(path: str, column: str | int) -> int | None:
     Files over 64 MiB are counted in their first part and taken to go on like that.
     """
     file = Path(path)
-    if not file.is_file() or file.stat().st_size == 0:
+    try:
+        if not file.is_file() or file.stat().st_size == 0:
+            return None
+    except OSError:  # a name that is too long
         return None
     if file.suffix == ".parquet":
         return _parquet_rows(file)
