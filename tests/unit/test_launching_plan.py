@@ -614,6 +614,34 @@ def test_checkpoints_on_disk(chatglm2):
     assert plan_workload(chatglm2, none, ALONE, ONE_GPU).disk_bytes == work.checkpoint_bytes  # room for the result
 
 
+@pytest.mark.parametrize(
+    ("options", "stage", "megabytes"),
+    [
+        ({"tuning": "full", "bf16": True}, 0, 3 * 10.044),
+        ({"tuning": "full", "bf16": True}, 1, 10.044 + 2 * 15.066 + 5.033),
+        ({"tuning": "full"}, 1, 10.044 + 2 * 15.065 + 10.053),
+        ({"tuning": "freeze", "freeze_trainable_layers": 1}, 1, 10.044 + 2 * 2.369 + 10.055),
+        ({"lora_r": 4}, 1, 0.060 + 2 * 0.091 + 0.079),
+        ({"lora_r": 4}, 3, 0.060 + 2 * 0.090),
+    ],
+)
+def test_checkpoints_are_as_large_as_those_that_runs_left(options, stage, megabytes):
+    """Of the demo base, on two processes; random states, which are counted apart, are not among the figures."""
+    strategy = Strategy("x", stage, deepspeed_file="x" if stage else None)
+    work = plan_workload(read_shape("recipes/demo/base"), run(**options), strategy, Machines(2, 0))
+    assert (work.checkpoint_bytes - 400_000) / 1e6 == pytest.approx(megabytes, rel=0.02, abs=0.06)
+
+
+def test_deepspeed_makes_a_classifiers_frozen_weights_half_of_them(tmp_path):
+    _, shape = encoder_and_shape("bert", tmp_path)
+    settings = run(lora_r=4, classifies=True, bf16=True)
+    plain, zero = (
+        training_memory(shape, settings, s, EIGHT).parts for s in (ALONE, Strategy("x", 2, deepspeed_file="x"))
+    )
+    assert zero["weights"] == plain["weights"] // 2
+    assert zero["trained"] < plain["trained"]
+
+
 # Launch files
 
 
