@@ -536,6 +536,42 @@ def test_check_of_the_demo(capsys, tmp_path):
     assert "did you mean --learning_rate?" in capsys.readouterr().out
 
 
+def test_check_looks_into_the_output_dir(tmp_path, monkeypatch):
+    """As a recipe does: whether it can be written, and whose run is there."""
+    from softlaunch.arguments import parse_arguments
+    from softlaunch.training import begin
+
+    found = check_command._check_output_dir
+    words = ["recipes/args/demo.json", "--output_dir", str(tmp_path), "--restart", "false"]
+    first = parse_arguments(words)
+    assert [finding.level for finding in found(first)] == ["fine"]
+    run_state.take_run(tmp_path, run_state.find_run(first))
+    run_state.finish_run(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    assert [finding.level for finding in found(first)] == [WARNING]
+    other = parse_arguments([*words, "--pre_seq_len", "7"])
+    with pytest.raises(CheckpointError, match="a run that is not this one"):
+        list(found(other))
+    monkeypatch.setattr(begin.tempfile, "TemporaryFile", lambda dir: (_ for _ in ()).throw(OSError(30, "read-only")))
+    with pytest.raises(ArgumentError, match="cannot be written: read-only"):
+        list(found(first))
+
+
+def test_a_recipe_counts_what_deepspeed_saves(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from softlaunch.arguments import parse_arguments
+    from softlaunch.training import launch_check
+
+    arguments = parse_arguments(["recipes/args/demo_full.json", "--output_dir", str(tmp_path)])
+    needs = []
+    monkeypatch.setattr(launch_check, "require_disk", lambda _, need: needs.append(need))
+    for plugin in (None, SimpleNamespace(zero_stage=2)):
+        arguments.training.deepspeed_plugin = plugin
+        launch_check.check_launch(arguments)
+    assert needs[1] / needs[0] == pytest.approx(20 / 12, rel=0.02)
+
+
 def test_a_recipe_looks_at_the_cheap_part_itself(tmp_path, monkeypatch):
     from softlaunch.arguments import parse_arguments
     from softlaunch.launching import check

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -97,6 +98,7 @@ def _findings_of(
         yield Finding(WARNING, say("base model, rows"), say("not looked at before the arguments are right"))
     else:
         yield from _step(say("base model"), lambda: _check_base(parsed[0], settings.classifies))
+        yield from _step("output_dir", lambda: _check_output_dir(parsed[0]))
     if strategy.deepspeed_file is not None:
         yield from _step(say("DeepSpeed"), lambda: _check_deepspeed(strategy, settings, machines))
     yield from _step(say("memory"), lambda: _check_plan(settings, strategy, machines, arguments, found_gib))
@@ -146,6 +148,19 @@ def _check_base(parsed: Any, classifies: bool) -> Iterator[Finding]:
 
     check_base(parsed, answers=not classifies)
     yield Finding(FINE, say("base model"), say("{path} is complete", path=parsed.model.model_name_or_path))
+
+
+def _check_output_dir(parsed: Any) -> Iterator[Finding]:
+    from softlaunch.training.begin import check_writable
+    from softlaunch.training.run_state import find_run
+
+    output_dir = Path(str(parsed.training.output_dir))
+    check_writable(output_dir)
+    if parsed.training.do_train and not find_run(parsed).training.do_train:
+        detail = say("the training in {output_dir} is finished; set restart to train anew", output_dir=output_dir)
+        yield Finding(WARNING, "output_dir", detail)
+    else:
+        yield Finding(FINE, "output_dir", say("{output_dir} can be written", output_dir=output_dir))
 
 
 def _check_deepspeed(strategy: Strategy, settings: RunSettings, machines: Machines) -> Iterator[Finding]:
