@@ -687,3 +687,15 @@ def test_the_command_is_quick_and_needs_no_torch(tmp_path):
     assert "does not fit: 6.1" in done.stdout
     assert "activation_checkpointing true" in done.stdout
     assert min(times) < 0.5
+
+
+# The benchmark that holds it against measurements
+
+
+@pytest.mark.parametrize(("measured", "code"), [(733, 0), (500, 1)])
+def test_calibration_fails_where_the_plan_is_wrong(measured, code, tmp_path):
+    (tmp_path / "found.json").write_text(json.dumps({"GLM, prefix": measured}))
+    command = ["benchmarks/plan_calibration.py", "--only", "GLM, prefix", "--json", str(tmp_path / "found.json")]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert "1 configurations, largest error" in done.stdout
