@@ -1,6 +1,6 @@
 """Inputs that nobody means well with, made by hypothesis: each has to work or to end in a clear error.
 
-python -m tests.hostile --cases 10000        # so many in all, spread over the four kinds
+python -m tests.hostile --cases 10000        # so many in all, spread over all kinds
 """
 
 import os
@@ -9,8 +9,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import argparse
 import contextlib
+import io
 import json
 import logging
+import platform
 import shutil
 import sys
 import tempfile
@@ -170,11 +172,84 @@ def data_rows() -> tuple[st.SearchStrategy[tuple[str, bytes]], Callable[[tuple[s
     return st.tuples(suffixes, contents), read
 
 
+def runs() -> tuple[st.SearchStrategy[tuple[str, bytes]], Callable[[tuple[str, bytes], Path], None]]:
+    """The files of a run; `softlaunch status` reads them."""
+    from softlaunch.commands.status import run
+
+    training = {"do_train": True, "num_train_epochs": 2.0, "max_steps": -1, "do_predict": True}
+    line = {"step": 3, "time": 5.0, "loss": 2.0, "epoch": 0.5, "tokens_per_second": 9.0}
+    valid = {
+        "record.json": {"arguments": {"training": training}, "starts": ["a"]},
+        "metrics.jsonl": line,
+        "run.json": {"id": "a", "finished": False},
+        "train_results.json": {"train_tokens_per_second": 9.0},
+        "predict_results.json": {"predict_bleu-4": 9.0},
+        ".lock": {"process": 1, "host": platform.node()},
+        "checkpoint-2/manifest.json": {"files": {"a": {"size": 0}}, "run_id": "a"},
+    }
+
+    def read(case: tuple[str, bytes], directory: Path) -> None:
+        for folder in ("checkpoint-2", "checkpoint-²", "checkpoint-x"):
+            (directory / folder).mkdir()
+        for name, content in valid.items():
+            (directory / name).write_text(json.dumps(content) + "\n")
+        name, content = case
+        with (directory / name).open("ab" if name == "metrics.jsonl" else "wb") as file:
+            file.write(content)
+        for as_json in (False, True):
+            with contextlib.redirect_stdout(io.StringIO()):
+                run(argparse.Namespace(runs=[str(directory)], json=as_json))
+
+    cases = [st.tuples(st.just(name), documents(altered(content))) for name, content in valid.items()]
+    inner = altered(training).map(lambda found: {"arguments": {"training": found}})
+    files = altered(valid["checkpoint-2/manifest.json"]["files"]).map(lambda found: {"files": found})
+    cases += [st.tuples(st.just("record.json"), documents(inner))]
+    cases += [st.tuples(st.just("checkpoint-2/manifest.json"), documents(files))]
+    return st.one_of(cases), read
+
+
+def plans() -> tuple[st.SearchStrategy[tuple[str, bytes]], Callable[[tuple[str, bytes], Path], None]]:
+    """Argument files, a base's and an adapter's configuration; `softlaunch plan` reads them."""
+    from softlaunch.commands.plan import add_arguments, run
+    from softlaunch.launching.settings import RunSettings
+
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape |= {"vocab_size": 9, "max_position_embeddings": 9, "id2label": {"0": "a"}}
+    options = {"do_train": True, "lora_r": 4, "train_file": "a.json", "do_eval": True, "max_source_length": 8}
+    options |= {"num_train_epochs": 3.0, "lora_target_modules": ["q_proj"], "save_steps": 2}
+    lora = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}
+    prefix = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3}
+    names = st.sampled_from(sorted(RunSettings.__dataclass_fields__.keys() - {"model_name_or_path"}))
+    known = st.sampled_from(sorted({*shape, "num_key_value_heads", "head_dim", "model_type"}))
+    cases = [st.tuples(st.just("run.json"), documents(altered(options, names)))]
+    for kind in ("glm", "llama", "bert"):
+        cases.append(st.tuples(st.just("base/config.json"), documents(altered({"model_type": kind, **shape}, known))))
+    cases += [st.tuples(st.just("adapter/adapter_config.json"), documents(altered(c))) for c in (lora, prefix)]
+
+    def read(case: tuple[str, bytes], directory: Path) -> None:
+        name, content = case
+        for folder in ("base", "adapter"):
+            (directory / folder).mkdir()
+        (directory / "run.json").write_text(json.dumps(options))
+        (directory / "base" / "config.json").write_text(json.dumps({"model_type": "llama", **shape}))
+        (directory / name).write_bytes(content)
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        arguments = parser.parse_args([str(directory / "run.json")])
+        arguments.overrides = ["--model_name_or_path", str(directory / "base"), "--adapter", str(directory / "adapter")]
+        with contextlib.redirect_stdout(io.StringIO()):
+            run(arguments)
+
+    return st.one_of(cases), read
+
+
 KINDS = {
     "argument files": argument_files,
     "adapter configs": adapter_configs,
     "manifests": manifests,
     "data rows": data_rows,
+    "runs": runs,
+    "plans": plans,
 }
 
 

@@ -48,3 +48,7 @@ def _main() -> None:
     elif overrides:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ RECORD_FILE = "record.json"
 MERGE_FILE = "merge.json"  # left beside a model by `softlaunch merge`
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+MANIFEST_FILE = "manifest.json"  # of a checkpoint, written last
 PREDICTIONS_FILE = "predictions.jsonl"
 MARKER_FILE = "preempted"  # the run was asked to end, and has saved its work
 # Scores by which runs are compared, in the order in which they are shown
@@ -33,6 +34,17 @@ def find_adapter(path: Path) -> Path | None:
     """`path` or `adapter/` in it, whichever holds an adapter: one with a configuration first, then the original's."""
     folders = (path, path / "adapter")
     return next((f for name in (CONFIG_FILE, ORIGINAL_FILE) for f in folders if (f / name).is_file()), None)
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The folders `checkpoint-N` with a manifest, by N: nothing else counts as a checkpoint of a run."""
+    found = [p for p in output_dir.glob("checkpoint-*") if p.name.rpartition("-")[2].isdecimal()]
+    return sorted((p for p in found if (p / MANIFEST_FILE).is_file()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of optimizer steps that a `checkpoint-N` was saved after."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def adapter_directory(path: Path) -> Path:

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from softlaunch.errors import CheckpointError
-from softlaunch.training.checkpoint import checkpoint_to_resume, checkpoints, put_in_place, rotate
+from softlaunch.run_directory import checkpoints
+from softlaunch.training.checkpoint import checkpoint_to_resume, put_in_place, rotate
 from softlaunch.training.manifest import problem, write_manifest
 
 

@@ -33,6 +33,7 @@ from softlaunch.launching.status import (
     read_status,
 )
 from softlaunch.launching.strategy import Machines
+from softlaunch.training import run_state
 
 ROOT = Path(__file__).parents[2]
 RECIPE, RUN_FILE = "recipes/ptuning_chatglm.py", "recipes/args/adgen_ptuning.json"
@@ -69,6 +70,10 @@ def command(module, words):
     module.run(arguments)
 
 
+def manifest_of(*words, **options):
+    return yaml.safe_load(render_pytorchjob(job(*words, **options), "now"))
+
+
 def job(*words, nodes=2, gpus=4, launch_file="ddp", arrays=(), run_file=RUN_FILE, **facts):
     machines = Machines(nodes, gpus)
     file = f"launch/accelerate/{launch_file}.yaml"
@@ -81,6 +86,7 @@ def job(*words, nodes=2, gpus=4, launch_file="ddp", arrays=(), run_file=RUN_FILE
 @pytest.mark.parametrize("name", GENERATED)
 def test_generated_file(name, capsys, monkeypatch):
     monkeypatch.setattr(submit_command, "has_slurm", lambda: False)
+    monkeypatch.setattr(submit_command.time, "strftime", lambda _: "2026-01-01T00:00:00")
     command(submit_command, [*GENERATED[name], "--dry-run"])
     assert capsys.readouterr().out == (ROOT / "launch" / name).read_text(encoding="utf-8")
 
@@ -119,16 +125,65 @@ def test_deepspeed_nodes_start_by_themselves():
 
 
 def test_kubernetes_manifest():
-    manifest = yaml.safe_load(render_pytorchjob(job(nodes=3, launch_file="zero2", environment={"A": 'b "c"'})))
+    manifest = manifest_of(nodes=3, launch_file="zero2", environment={"A": 'b "c"'})
     specs = manifest["spec"]["pytorchReplicaSpecs"]
     assert [specs[role]["replicas"] for role in ("Master", "Worker")] == [1, 2]
     container = specs["Worker"]["template"]["spec"]["containers"][0]
     assert "--num_machines 3 --num_processes 12" in container["args"][0]
     assert {"name": "A", "value": 'b "c"'} in container["env"]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": "4"}
-    assert "Worker" not in yaml.safe_load(render_pytorchjob(job(nodes=1)))["spec"]["pytorchReplicaSpecs"]
+    assert "Worker" not in manifest_of(nodes=1)["spec"]["pytorchReplicaSpecs"]
     with pytest.raises(LaunchError, match="array"):
-        render_pytorchjob(job(arrays=["learning_rate=1,2"]))
+        manifest_of(arrays=["learning_rate=1,2"])
+    for place in ("/home/me/out", "../out", "/workspace"):
+        with pytest.raises(LaunchError, match="goes with the pod"):
+            manifest_of("--output_dir", place)
+    assert manifest_of("--output_dir", "/workspace/out")
+
+
+def test_an_array_of_one_task_keeps_its_option():
+    option = "--learning_rate 1e-3 --output_dir "
+    one = {"arrays": ["learning_rate=1e-3"], "nodes": 1}
+    assert f"task_words=({option}" in render_sbatch(job(**one))
+    pod = manifest_of(**one)["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]
+    assert option in pod["args"][0]
+
+
+@pytest.mark.parametrize("launch_file", ["zero3_offload", "fsdp2"])
+def test_one_process_under_a_strategy_needs_its_launcher(launch_file):
+    text = render_sbatch(job(nodes=1, gpus=1, launch_file=launch_file))
+    assert f"exec accelerate launch --config_file launch/accelerate/{launch_file}.yaml" in text
+    assert "exec python" in render_sbatch(job(nodes=1, gpus=1, launch_file="single_gpu"))
+
+
+def test_jobs_have_names_of_their_own(tmp_path, monkeypatch):
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "launch").symlink_to(ROOT / "launch")
+    monkeypatch.chdir(tmp_path)
+    files = ["项目 一.json", "项目 二.json", f"{'a' * 60}1.json", f"{'a' * 60}2.json"]
+    for file in files:
+        (tmp_path / file).write_text((ROOT / RUN_FILE).read_text())
+    names = [manifest_of(run_file=file)["metadata"]["name"] for file in files]
+    assert len(set(names)) == 4
+    assert all(len(name) <= 50 for name in names)
+    assert job(run_file=files[0]).name != job(run_file=files[1]).name
+
+
+def test_an_evicted_pod_is_started_again_as_the_same_job(monkeypatch):
+    """Or `restart` would begin anew with every pod."""
+    pod = manifest_of()["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
+    identity = {item["name"]: item["value"] for item in pod["env"]}["SOFTLAUNCH_JOB"]
+    monkeypatch.setenv("SOFTLAUNCH_JOB", identity)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    first = run_state._job()
+    monkeypatch.setattr(platform, "node", lambda: "another pod")
+    assert run_state._job() == first is not None
+
+
+def test_a_folder_with_a_space():
+    text = render_sbatch(job(log_dir="my logs"))
+    assert "#SBATCH --output='my logs/%x-%j.log'" in text
+    assert "mkdir -p 'my logs' && sbatch" in text
 
 
 # Input
@@ -141,6 +196,11 @@ def test_kubernetes_manifest():
         ('{"cpus_per_node": "8"}', "'8' is not of the type"),
         ('{"max_requeues": -1}', "negative"),
         ('{"environment": {"HF_TOKEN": "hf_abcdefghijkl"}}', "secret"),
+        ('{"environment": {"A B; rm -rf x": "1"}}', "no name of an environment variable"),
+        ('{"setup": ["hf auth login --token hf_abcdefghijkl"]}', "secret"),
+        ('{"setup": ["export WANDB_API_KEY=0123"]}', "secret"),
+        ('{"options": ["--comment=hf_abcdefghijkl"]}', "secret"),
+        ('{"gpu_request": "--gres=gpu:{gpu}"}', "no other braces"),
         ('{"modules": [1]}', "modules"),
         ("[]", "one JSON object"),
         ("{", "no valid JSON"),
@@ -150,6 +210,11 @@ def test_wrong_profile(content, message, tmp_path):
     (tmp_path / "profile.json").write_text(content)
     with pytest.raises(LaunchError, match=message):
         read_profile(str(tmp_path / "profile.json"))
+
+
+def test_a_secret_that_the_shell_holds_may_be_named(tmp_path):
+    (tmp_path / "profile.json").write_text('{"setup": ["export WANDB_API_KEY=$(cat ~/.key)", "export HF_TOKEN=$A"]}')
+    assert read_profile(str(tmp_path / "profile.json")).setup
 
 
 def test_all_problems_of_a_profile_at_once(tmp_path):
@@ -162,6 +227,7 @@ def test_all_problems_of_a_profile_at_once(tmp_path):
     ("words", "options", "message"),
     [
         (["--token", "hf_abcdefghijkl"], {}, "no secret"),
+        ([], {"arrays": ["hub_token=hf_abcdefghijkl,hf_abcdefghijkm"]}, "no secret"),
         ([], {"run_file": "nowhere.json"}, "no such file"),
         ([], {"run_file": "/etc/hostname"}, "lies outside|no valid JSON"),
         ([], {"arrays": ["learning_rate"]}, "option=value,value"),
@@ -327,6 +393,23 @@ def test_submission_says_where_things_will_be(slurm, capsys):
     assert (folder / "logs").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--nodez", "4"], "did you mean --nodes"),
+        (["--learning_rat", "3"], "did you mean --learning_rate"),
+        (["--array", "learning_rat=1,2"], "did you mean --learning_rate"),
+        (["--array", "learning_rate=1e-3,fast"], "fast is not of the type"),
+        (["--fp16", "--bf16"], "exclude each other"),
+        (["--lora_r", "8", "--tuning", "p_tuning_v2", "--prompt_init", "text"], "two methods"),
+    ],
+)
+def test_options_are_looked_at_before_the_queue(words, message, capsys):
+    with pytest.raises(ArgumentError, match=message):
+        command(submit_command, [RECIPE, RUN_FILE, *words, "--dry-run"])
+    assert not capsys.readouterr().out
+
+
 def test_slurms_refusal_is_told(slurm):
     slurm(sbatch="echo 'sbatch: error: invalid partition: x' >&2; exit 1")
     with pytest.raises(LaunchError, match="invalid partition: x"):
@@ -430,6 +513,7 @@ def test_port():
         taken.bind(("", 0))
         taken.listen()
         assert check_port(taken.getsockname()[1]).level == PROBLEM
+    assert "must be 0-65535" in check_port(99_999).detail
 
 
 def test_check_of_the_demo(capsys, tmp_path):
@@ -450,6 +534,42 @@ def test_check_of_the_demo(capsys, tmp_path):
         command(check_command, [*words, "--learning_rat", "1", "--train_file", "nowhere.json"])
     assert ended.value.code == 2
     assert "did you mean --learning_rate?" in capsys.readouterr().out
+
+
+def test_check_looks_into_the_output_dir(tmp_path, monkeypatch):
+    """As a recipe does: whether it can be written, and whose run is there."""
+    from softlaunch.arguments import parse_arguments
+    from softlaunch.training import begin
+
+    found = check_command._check_output_dir
+    words = ["recipes/args/demo.json", "--output_dir", str(tmp_path), "--restart", "false"]
+    first = parse_arguments(words)
+    assert [finding.level for finding in found(first)] == ["fine"]
+    run_state.take_run(tmp_path, run_state.find_run(first))
+    run_state.finish_run(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    assert [finding.level for finding in found(first)] == [WARNING]
+    other = parse_arguments([*words, "--pre_seq_len", "7"])
+    with pytest.raises(CheckpointError, match="a run that is not this one"):
+        list(found(other))
+    monkeypatch.setattr(begin.tempfile, "TemporaryFile", lambda dir: (_ for _ in ()).throw(OSError(30, "read-only")))
+    with pytest.raises(ArgumentError, match="cannot be written: read-only"):
+        list(found(first))
+
+
+def test_a_recipe_counts_what_deepspeed_saves(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from softlaunch.arguments import parse_arguments
+    from softlaunch.training import launch_check
+
+    arguments = parse_arguments(["recipes/args/demo_full.json", "--output_dir", str(tmp_path)])
+    needs = []
+    monkeypatch.setattr(launch_check, "require_disk", lambda _, need: needs.append(need))
+    for plugin in (None, SimpleNamespace(zero_stage=2)):
+        arguments.training.deepspeed_plugin = plugin
+        launch_check.check_launch(arguments)
+    assert needs[1] / needs[0] == pytest.approx(20 / 12, rel=0.02)
 
 
 def test_a_recipe_looks_at_the_cheap_part_itself(tmp_path, monkeypatch):
@@ -554,6 +674,14 @@ def test_newest_checkpoint_is_a_whole_one(tmp_path):
     for step, size in ((5, 3), (10, 3), (20, 4)):
         (tmp_path / f"checkpoint-{step}" / "manifest.json").write_text(json.dumps({"files": {"x": {"size": size}}}))
     assert newest_checkpoint(tmp_path) == "checkpoint-10"
+
+
+def test_a_checkpoint_of_the_run_before_a_restart_is_none(tmp_path):
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / "checkpoint-5" / "manifest.json").write_text('{"files": {}, "run_id": "before"}')
+    for run_id, found in (("before", "checkpoint-5"), ("now", None)):
+        (tmp_path / "run.json").write_text(json.dumps({"id": run_id}))
+        assert newest_checkpoint(tmp_path) == found
 
 
 def test_status_command(tmp_path, capsys):

@@ -14,7 +14,8 @@ from transformers import TrainerCallback
 
 from softlaunch import preemption
 from softlaunch.errors import CheckpointError
-from softlaunch.training.checkpoint import checkpoint_to_resume, checkpoints
+from softlaunch.run_directory import checkpoints
+from softlaunch.training.checkpoint import checkpoint_to_resume
 from softlaunch.training.manifest import problem
 from softlaunch.tuning import add_prefix
 from tests.bases import random_base

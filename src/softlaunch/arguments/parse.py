@@ -79,6 +79,24 @@ def parse_model_and_data(argv: list[str]) -> tuple[ModelArguments, DataArguments
     return ModelArguments(**reading.of_group("model")), DataArguments(**reading.of_group("data"))
 
 
+def check_options(
+    argv: list[str], *, methods: Collection[str], classifies: bool, defaults: Mapping[str, Any]
+) -> list[str]:
+    """As `parse_arguments` for who starts a run elsewhere: it need not be able to run here. Raises ArgumentError.
+
+    Returns the warnings, which are not logged.
+    """
+    return _read(argv, (), methods, classifies=classifies, defaults=defaults, logs=False).warnings
+
+
+def refuse_unknown(given: Iterable[Given], own: Collection[str]) -> None:
+    """Raises ArgumentError for names that no option has; one of `own` may be meant too."""
+    known = {*current_options(), *idle_names(), *old_names()}
+    unknown = [item for item in given if _expand_negation(item).name not in known]
+    if unknown:
+        raise _list_problems([_no_such_option(item, own) for item in unknown])
+
+
 def _read(
     argv: list[str],
     unused: Iterable[str] = (),
@@ -86,6 +104,7 @@ def _read(
     *,
     classifies: bool = False,
     defaults: Mapping[str, Any] = MappingProxyType({}),
+    logs: bool = True,
 ) -> "_Reading":
     given, warnings = read_sources(argv)
     reading = _Reading(warnings=warnings)
@@ -95,7 +114,7 @@ def _read(
     reading.check(frozenset(unused), classifies)
     if methods and not reading.problems:
         reading.settle_learning_rate(methods)
-    if os.environ.get("RANK", "0") == "0":  # before the process group exists there is nothing else to ask
+    if logs and os.environ.get("RANK", "0") == "0":  # before the process group exists there is nothing else to ask
         for warning in reading.warnings:
             logger.warning(warning)
     if reading.problems:
@@ -232,8 +251,10 @@ def _as_given(name: str, value: Any, like: Given) -> Given:
     return Given(name, [value if isinstance(value, str) else json.dumps(value)])
 
 
-def _no_such_option(given: Given) -> str:
+def _no_such_option(given: Given, own: Collection[str] = ()) -> str:
     names = {**{name: name for name in (*current_options(), *idle_names())}, **old_names()}
+    if not given.file:
+        names |= {name: name.replace("_", "-") for name in own}
     near = difflib.get_close_matches(given.name.lower().replace("-", "_"), names, n=1)
     if not near:
         return say("{given}: there is no such option (--help lists all)", given=given.where)

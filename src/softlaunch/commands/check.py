@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -29,7 +30,7 @@ from softlaunch.launching.check import (
 from softlaunch.launching.deepspeed_file import check_deepspeed_file, owned_values, read_deepspeed_file, resolved
 from softlaunch.launching.memory import GIB
 from softlaunch.launching.plan import make_plan
-from softlaunch.launching.settings import CLASSIFIER_DEFAULTS, RunSettings, read_settings
+from softlaunch.launching.settings import RunSettings, read_settings
 from softlaunch.launching.shape import UnknownSize, read_shape
 from softlaunch.launching.strategy import Machines, Strategy, default_launch_file, read_strategy
 from softlaunch.messages import say
@@ -97,6 +98,7 @@ def _findings_of(
         yield Finding(WARNING, say("base model, rows"), say("not looked at before the arguments are right"))
     else:
         yield from _step(say("base model"), lambda: _check_base(parsed[0], settings.classifies))
+        yield from _step("output_dir", lambda: _check_output_dir(parsed[0]))
     if strategy.deepspeed_file is not None:
         yield from _step(say("DeepSpeed"), lambda: _check_deepspeed(strategy, settings, machines))
     yield from _step(say("memory"), lambda: _check_plan(settings, strategy, machines, arguments, found_gib))
@@ -123,10 +125,7 @@ def _check_arguments(argv: list[str], settings: RunSettings | None, parsed: list
     from softlaunch.arguments import parse_arguments
     from softlaunch.arguments.methods import chosen_methods
 
-    classifies = settings is not None and settings.classifies
-    defaults = CLASSIFIER_DEFAULTS if classifies else {}
-    methods = () if settings is None or classifies else settings.methods
-    found = parse_arguments(argv, methods=methods, classifies=classifies, defaults=defaults)
+    found = parse_arguments(argv, **({} if settings is None else settings.reading))
     if settings is not None:
         chosen_methods(found, settings.methods)
     parsed.append(found)
@@ -149,6 +148,19 @@ def _check_base(parsed: Any, classifies: bool) -> Iterator[Finding]:
 
     check_base(parsed, answers=not classifies)
     yield Finding(FINE, say("base model"), say("{path} is complete", path=parsed.model.model_name_or_path))
+
+
+def _check_output_dir(parsed: Any) -> Iterator[Finding]:
+    from softlaunch.training.begin import check_writable
+    from softlaunch.training.run_state import find_run
+
+    output_dir = Path(str(parsed.training.output_dir))
+    check_writable(output_dir)
+    if parsed.training.do_train and not find_run(parsed).training.do_train:
+        detail = say("the training in {output_dir} is finished; set restart to train anew", output_dir=output_dir)
+        yield Finding(WARNING, "output_dir", detail)
+    else:
+        yield Finding(FINE, "output_dir", say("{output_dir} can be written", output_dir=output_dir))
 
 
 def _check_deepspeed(strategy: Strategy, settings: RunSettings, machines: Machines) -> Iterator[Finding]:

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from softlaunch.arguments.names import check_names
+from softlaunch.errors import ArgumentError
 from softlaunch.launching.memory import GIB
 from softlaunch.launching.plan import Change, Plan, make_plan
 from softlaunch.launching.settings import read_settings
@@ -45,9 +47,19 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def own_options(arguments: argparse.Namespace) -> set[str]:
+    """Names of the command's options, which may be meant by a name that no option of the run has."""
+    return vars(arguments).keys() - {"recipe", "run_file", "overrides", "run"}
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Print the plan that the command line asks for."""
-    settings = read_settings([arguments.run_file, *arguments.overrides])
+    argv = [arguments.run_file, *arguments.overrides]
+    check_names(argv, own_options(arguments))
+    for name, value in (("--tflops", arguments.tflops), ("--link-gb-per-s", arguments.link_gb_per_s)):
+        if not value > 0:
+            raise ArgumentError("{name} {value} must be above 0", name=name, value=value)
+    settings = read_settings(argv)
     machines = Machines(arguments.nodes, arguments.gpus_per_node, arguments.gpu_memory_gib)
     strategy = read_strategy(arguments.launch_file or default_launch_file(machines))
     plan = make_plan(read_shape(settings.model_name_or_path, settings.num_classes), settings, strategy, machines)

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from softlaunch.arguments.names import check_names
 from softlaunch.errors import ArgumentError, CheckpointError
 from softlaunch.launching.settings import read_settings
 from softlaunch.launching.status import DEAD, FINISHED, PREEMPTED, RUNNING, SILENT, STARTING, RunStatus, read_status
@@ -56,6 +57,7 @@ def _directory(run: str) -> Path:
         return Path(run)
     output_dir = read_settings([run]).output_dir
     if output_dir is None:
+        check_names([run])
         raise ArgumentError("{file}: output_dir is missing", file=run)
     return Path(output_dir)
 
@@ -83,7 +85,7 @@ def _table(statuses: list[RunStatus]) -> Table:
             f"{_or_dash(status.step)}/{_or_dash(status.num_steps)}",
             "-" if status.loss is None else f"{status.loss:.4f}",
             "-" if status.tokens_per_second is None else f"{status.tokens_per_second:,.0f}",
-            "-" if status.seconds_left is None else str(timedelta(seconds=round(status.seconds_left))),
+            "-" if status.seconds_left is None else _time(status.seconds_left),
             (status.checkpoint or "-").removeprefix("checkpoint-"),
             str(status.restarts),
         )
@@ -95,7 +97,7 @@ def _state(status: RunStatus) -> str:
         scores = ", ".join(f"{name} {shown_score(name, value)}" for name, value in status.scores.items())
         return say("finished, {scores}", scores=scores)
     if status.state == SILENT and status.silent_s is not None:
-        return say("silent for {time}", time=timedelta(seconds=round(status.silent_s)))
+        return say("silent for {time}", time=_time(status.silent_s))
     return {
         FINISHED: say("finished"),
         PREEMPTED: say("asked to end, to go on"),
@@ -104,6 +106,13 @@ def _state(status: RunStatus) -> str:
         SILENT: say("silent"),
         DEAD: say("dead"),
     }[status.state]
+
+
+def _time(seconds: float) -> str:
+    try:
+        return str(timedelta(seconds=round(seconds)))
+    except OverflowError:  # of a run that logs nonsense
+        return "-"
 
 
 def _or_dash(value: int | None) -> str:

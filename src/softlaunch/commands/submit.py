@@ -2,14 +2,17 @@
 
 import argparse
 import subprocess
+import time
 
 from rich.console import Console
 
-from softlaunch.commands.plan import add_machine_arguments
+from softlaunch.arguments.names import check_names
+from softlaunch.commands.plan import add_machine_arguments, own_options
 from softlaunch.errors import LaunchError
 from softlaunch.launching.job import Job, make_job
 from softlaunch.launching.kubernetes import render_pytorchjob
 from softlaunch.launching.profile import read_profile
+from softlaunch.launching.settings import read_settings
 from softlaunch.launching.slurm import render_sbatch
 from softlaunch.launching.strategy import Machines, default_launch_file
 from softlaunch.launching.submit import has_slurm, submit, test_script, wait
@@ -37,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Submit the job that the command line describes, or print it."""
+    check_names([arguments.run_file, *arguments.overrides], own_options(arguments))
     machines = Machines(arguments.nodes, arguments.gpus_per_node)
     job = make_job(
         arguments.recipe,
@@ -48,6 +52,8 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.array,
     )
     console, notes = Console(soft_wrap=True, highlight=False, markup=False), Console(stderr=True, markup=False)
+    for warning in _check_options(job):
+        notes.print(warning, soft_wrap=True)
     if arguments.kubernetes:
         _kubernetes(job, arguments.dry_run, console)
     elif arguments.dry_run:
@@ -64,6 +70,17 @@ def run(arguments: argparse.Namespace) -> None:
         _slurm(job, arguments.wait, console)
 
 
+def _check_options(job: Job) -> list[str]:
+    """The warnings that the recipe would give; raises ArgumentError as it would, before anything waits in a queue."""
+    from softlaunch.arguments.parse import check_options
+
+    warnings: dict[str, None] = {}
+    for task in job.tasks:
+        argv = [job.run_file, *job.words, *task.words]
+        warnings |= dict.fromkeys(check_options(argv, **read_settings(argv).reading))
+    return list(warnings)
+
+
 def _slurm(job: Job, waits: bool, console: Console) -> None:
     submitted = submit(job)
     console.print(say("job {job}", job=submitted.job_id))
@@ -75,7 +92,7 @@ def _slurm(job: Job, waits: bool, console: Console) -> None:
 
 
 def _kubernetes(job: Job, dry_run: bool, console: Console) -> None:
-    manifest = render_pytorchjob(job)
+    manifest = render_pytorchjob(job, time.strftime("%Y-%m-%dT%H:%M:%S"))
     if dry_run:
         console.print(manifest, end="")
         return

@@ -80,7 +80,8 @@ def check_port(port: int) -> Finding:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             one.bind(("", port))
-        except OSError as error:
-            detail = say("port {port} cannot be used: {error}", port=port, error=error.strerror)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            detail = say("port {port} cannot be used: {error}", port=port, error=reason)
             return Finding(PROBLEM, say("port"), detail)
     return Finding(FINE, say("port"), say("port {port} is free", port=port))

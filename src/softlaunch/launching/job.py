@@ -3,6 +3,7 @@
 import itertools
 import os
 import shlex
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,13 +42,19 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Of letters, digits, `-` and `_`: as file names and Slurm take them."""
+        """Of ASCII letters, digits and `-`, as Slurm and Kubernetes take them; a number tells apart what is lost."""
         text = f"{Path(self.recipe).stem}-{Path(self.run_file).stem}"
-        return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text)
+        name = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text)
+        return name if text.isascii() else f"{name.strip('-') or 'run'}-{zlib.crc32(text.encode()):08x}"
 
     @property
     def is_array(self) -> bool:
         return len(self.tasks) > 1
+
+    @property
+    def is_launched(self) -> bool:
+        """Whether a launcher starts the processes; DeepSpeed and FSDP are its doing for a single one too."""
+        return self.machines.num_processes > 1 or self.strategy.uses_deepspeed or self.strategy.fsdp
 
     @property
     def run_words(self) -> list[str]:
@@ -58,9 +65,9 @@ class Job:
     def launcher_words(self) -> list[str]:
         """`accelerate launch` without the address of the first node, and without the recipe.
 
-        One process needs no launcher, and one in between would not hand signals on.
+        One process alone needs no launcher, and the one for it would not hand signals on.
         """
-        if self.machines.num_processes == 1:
+        if not self.is_launched:
             return ["python"]
         words = ["accelerate", "launch", "--config_file", self.launch_file]
         words += ["--num_machines", str(self.machines.num_nodes), "--num_processes", str(self.machines.num_processes)]
@@ -86,7 +93,8 @@ def make_job(
     `words`: options behind the argument file. `arrays`: `option=value,value`, crossed when there are several.
     Raises LaunchError and ArgumentError for what does not exist, lies elsewhere, or would put a secret into the script.
     """
-    if redact_argv(words) != words:
+    shown = [*words, *(f"--{text.removeprefix('--')}" for text in arrays)]
+    if redact_argv(shown) != shown:
         raise LaunchError(
             "a job script is readable for others and must hold no secret; leave the token out of the command line: "
             "`hf auth login` stores it, or your shell's HF_TOKEN goes along with the job"

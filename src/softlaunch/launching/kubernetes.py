@@ -1,5 +1,8 @@
 """A Kubeflow PyTorchJob made from the same `Job` as Slurm's script."""
 
+import posixpath
+import zlib
+
 from softlaunch.errors import LaunchError
 from softlaunch.launching.job import Job, quoted
 
@@ -8,8 +11,10 @@ _FOLDER = "/workspace"
 _LONGEST_NAME = 50  # the operator adds to it for pods, whose names have at most 63 letters
 
 
-def render_pytorchjob(job: Job) -> str:
-    """The manifest as YAML, for `kubectl apply -f`; raises LaunchError for an array, which Kubeflow does not have.
+def render_pytorchjob(job: Job, made: str) -> str:
+    """The manifest as YAML, for `kubectl apply -f`. `made`, the time, tells this job from another one of its name.
+
+    Raises LaunchError for an array, which Kubeflow does not have, and for an output_dir that would go with the pod.
 
     The image has the environment; the profile's volume claim holds the folder that is submitted from, with project,
     rows, base model and `output_dir`. The operator sets MASTER_ADDR; nodes meet there by c10d, as under Slurm. A pod
@@ -17,9 +22,18 @@ def render_pytorchjob(job: Job) -> str:
     """
     if job.is_array:
         raise LaunchError("--array is Slurm's; for Kubernetes render one manifest per value")
-    name = job.name.lower().replace("_", "-").strip("-")[:_LONGEST_NAME].rstrip("-")
+    place = posixpath.normpath(posixpath.join(_FOLDER, job.tasks[0].output_dir))
+    if not place.startswith(f"{_FOLDER}/"):
+        raise LaunchError(
+            "output_dir {output_dir} lies outside of {folder}, where the volume is mounted: what is written there goes "
+            "with the pod. Give it relative to the folder that you submit from",
+            output_dir=job.tasks[0].output_dir,
+            folder=_FOLDER,
+        )
+    name = _name(job)
+    identity = f"{name} {made}"
     workers = job.machines.num_nodes - 1
-    replicas = _replica("Master", 1, job) + (_replica("Worker", workers, job) if workers else "")
+    replicas = _replica("Master", 1, job, identity) + (_replica("Worker", workers, job, identity) if workers else "")
     return (
         f"# {quoted(job.run_words)}: {job.machines.num_nodes} × {job.machines.processes_per_node} processes, "
         f"{job.strategy.name}.\n"
@@ -39,10 +53,20 @@ def render_pytorchjob(job: Job) -> str:
     )
 
 
-def _replica(role: str, number: int, job: Job) -> str:
+def _name(job: Job) -> str:
+    """It begins with a letter, and is short; a number tells apart what is cut."""
+    name = job.name.lower().strip("-")
+    name = name if name[:1].isalpha() else f"run-{name}".rstrip("-")
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME - 9].rstrip('-')}-{zlib.crc32(name.encode()):08x}"
+
+
+def _replica(role: str, number: int, job: Job, identity: str) -> str:
     profile, machines = job.profile, job.machines
     environment = {
         **profile.environment,
+        "SOFTLAUNCH_JOB": identity,
         "SOFTLAUNCH_WORLD_SIZE": str(machines.num_processes),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(profile.save_time_s),
     }
@@ -87,7 +111,7 @@ def _command(job: Job) -> list[str]:
     launcher = quoted(job.launcher_words)
     if job.machines.num_nodes > 1:
         launcher += f' --main_process_ip "$MASTER_ADDR" --main_process_port "${{MASTER_PORT:-{_PORT}}}"'
-    return [*job.profile.setup, f"exec {launcher} \\", f"  {quoted(job.run_words)}"]
+    return [*job.profile.setup, f"exec {launcher} \\", f"  {quoted([*job.run_words, *job.tasks[0].words])}"]
 
 
 def _text(value: str) -> str:

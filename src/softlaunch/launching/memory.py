@@ -119,13 +119,16 @@ def model_states(
     trained, base_trained = trainable_parameters(shape, settings), _trained_of_base(shape, settings)
     frozen = _frozen_bytes(shape, settings, precision)
     has_copies = strategy.uses_deepspeed and precision.is_half
+    if has_copies and settings.classifies:
+        frozen = frozen * precision.size // precision.weight_size  # loaded in float32, and then made half of it
     number = precision.size if has_copies else _FLOAT32
     weights, own, gradients = frozen, number * trained, number * trained
     optimizer = trained * (_OPTIMIZER_BYTES.get(settings.optim, _ADAMW_BYTES) + (_FLOAT32 if has_copies else 0))
     loaded = frozen + number * base_trained
     if precision.trains_base and precision.is_half and not has_copies:
         own += precision.size * trained  # autocast keeps its copies in half precision for the backward pass
-    if settings.classifies and precision.is_half and not (precision.trains_base or "head" in settings.methods):
+    computes_frozen = not (has_copies or precision.trains_base or "head" in settings.methods)
+    if settings.classifies and precision.is_half and computes_frozen:
         own += precision.size * shape.num_layers * shape.matrix_parameters  # of frozen ones likewise
     in_use = 0
     if stage >= 1:

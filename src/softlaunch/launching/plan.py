@@ -9,7 +9,7 @@ from softlaunch.launching.settings import RunSettings
 from softlaunch.launching.shape import ModelShape
 from softlaunch.launching.strategy import Machines, Strategy
 from softlaunch.launching.trainable import trainable_parameters
-from softlaunch.launching.workload import Workload, plan_workload
+from softlaunch.launching.workload import Workload, plan_workload, refusing_too_large
 
 _ZERO3 = Strategy("zero3", 3, deepspeed_file="ds_configs/zero3.json")
 _OFFLOAD = Strategy(
@@ -50,6 +50,7 @@ class Plan:
         return _fits(self.memory, self.machines)
 
 
+@refusing_too_large()
 def make_plan(shape: ModelShape, settings: RunSettings, strategy: Strategy, machines: Machines) -> Plan:
     """Raises ArgumentError when a method lacks its size."""
     memory = training_memory(shape, settings, strategy, machines)

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -10,6 +11,8 @@ from typing import Any, get_type_hints
 from softlaunch.arguments.redact import redact
 from softlaunch.errors import LaunchError
 from softlaunch.messages import say
+
+_ASSIGNMENT = re.compile(r"""(\w+)=["']?([^\s"'$]+)""")  # of a value, not of what another variable holds
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Profile:
 def read_profile(path: str | None) -> Profile:
     """The profile in a JSON file, or the defaults for None.
 
-    Raises LaunchError, with all problems, for unknown keys, values of another type, and secrets in the environment.
+    Raises LaunchError, with all problems, for unknown keys, values that cannot be used, and secrets.
     """
     if path is None:
         return Profile()
@@ -71,7 +74,7 @@ def _problems(name: str, value: Any) -> list[str]:
         return [say("  {name}: there is no such key; did you mean {known}?", name=name, known=", ".join(known))]
     if not _is_a(value, hints[name]):
         return [say("  {name}: {value!r} is not of the type {kind}", name=name, value=value, kind=_kind(hints[name]))]
-    if isinstance(value, dict) and redact(value) != value:
+    if _holds_secret(value):
         return [
             say(
                 "  {name}: it holds a secret, and job scripts are readable for others; set it in your shell, whose "
@@ -81,7 +84,21 @@ def _problems(name: str, value: Any) -> list[str]:
         ]
     if name in ("save_time_s", "max_requeues") and value < 0:
         return [say("  {name}: {value} is negative", name=name, value=value)]
+    if name == "environment":
+        wrong = [key for key in value if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key)]
+        return [say("  {name}: {key!r} is no name of an environment variable", name=name, key=key) for key in wrong]
+    if name == "gpu_request" and re.search(r"[{}]", value.replace("{gpus}", "")):
+        return [say("  {name}: {value!r} may hold {place} and no other braces", name=name, value=value, place="{gpus}")]
     return []
+
+
+def _holds_secret(value: Any) -> bool:
+    """In what a profile sets, and in its lines of shell and of options."""
+    if isinstance(value, dict):
+        return redact(value) != value
+    lines = value if isinstance(value, list) else [value]
+    assigned = [found for line in lines if isinstance(line, str) for found in _ASSIGNMENT.findall(line)]
+    return redact(lines) != lines or any(redact(text, name) != text for name, text in assigned)
 
 
 def _is_a(value: Any, hint: Any) -> bool:

@@ -7,13 +7,14 @@ module only what it reads.
 import dataclasses
 import difflib
 import json
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from softlaunch.arguments.sources import Given, read_sources
-from softlaunch.errors import ArgumentError
+from softlaunch.errors import ArgumentError, CheckpointError
 
 # Old names of the options below
 OLD_NAMES = {
@@ -149,6 +150,13 @@ class RunSettings:
         return found or (() if self.freeze_trainable_layers is None else ("freeze",))
 
     @property
+    def reading(self) -> dict[str, Any]:
+        """What the recipe for these settings gives to what reads its options."""
+        if self.classifies:
+            return {"methods": (), "classifies": True, "defaults": CLASSIFIER_DEFAULTS}
+        return {"methods": self.methods, "classifies": False, "defaults": {}}
+
+    @property
     def row_tokens(self) -> int:
         """Tokens of the longest row that the limits allow; the answer is followed by one that ends it."""
         if self.classifies:
@@ -181,7 +189,7 @@ class RunSettings:
         """As `class_file` or `num_labels` say; the rows, which are not read here, may say otherwise."""
         try:
             return len(Path(self.class_file or "").read_text(encoding="utf-8", errors="replace").rstrip().splitlines())
-        except OSError:
+        except (OSError, ValueError):
             return self.num_labels
 
 
@@ -229,17 +237,24 @@ def read_settings(argv: list[str]) -> RunSettings:
 def _is_encoder(base: str) -> bool:
     try:
         return json.loads((Path(base) / "config.json").read_text(encoding="utf-8"))["model_type"] in _ENCODERS
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
 def _with_adapter(settings: RunSettings) -> RunSettings:
-    """With the size of the adapter that is trained further, which stands in its own configuration."""
+    """With the size of the adapter that is trained further, which stands in its own configuration.
+
+    Raises CheckpointError when that is of another kind than a size is.
+    """
+    file = Path(settings.adapter or "") / "adapter_config.json"
     try:
-        config = json.loads((Path(settings.adapter or "") / "adapter_config.json").read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
         kind = _PEFT_TYPES[config["peft_type"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return settings
+    for name, kinds in {"r": int, "num_virtual_tokens": int, "target_modules": list[str] | str}.items():
+        if config.get(name) is not None and not _is_a(config[name], set(get_args(kinds) or (kinds,))):
+            raise CheckpointError("{file}: {name} cannot be {value!r}", file=file, name=name, value=config[name])
     own: dict[str, Any] = {"tuning": kind}
     if kind == "lora":
         own |= {"lora_r": config.get("r"), "lora_target_modules": config.get("target_modules") or "auto"}
@@ -264,13 +279,18 @@ def _value(given: Given, hint: Any) -> Any:
         value = _from_words(given.value, kinds)
     if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
         return value
-    names = {getattr(kind, "__origin__", kind) for kind in kinds}
-    if type(value) not in names and not (value is None and type(None) in names):
+    if not _is_a(value, kinds) or (isinstance(value, float) and not math.isfinite(value)):
         raise ArgumentError(
             "{given} is not of the type that the option takes; run `softlaunch check` for all that is wrong",
             given=given.shown,
         )
     return value
+
+
+def _is_a(value: Any, kinds: set[Any]) -> bool:
+    """Whether a value is of one of the types; lists are of texts."""
+    names = {getattr(kind, "__origin__", kind) for kind in kinds}
+    return type(value) in names and (type(value) is not list or all(isinstance(item, str) for item in value))
 
 
 def _check_range(given: Given, name: str, value: Any) -> None:

@@ -11,6 +11,13 @@ from typing import Any
 
 from softlaunch.errors import CheckpointError
 
+_SIZES = (
+    *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"),
+    *("num_hidden_layers", "max_position_embeddings", "type_vocab_size", "num_layers", "ffn_hidden_size"),
+    *("multi_query_group_num", "kv_channels", "padded_vocab_size", "seq_length"),
+)
+_LONGEST_HEAD_BYTES = 2**27
+
 
 class UnknownSize(CheckpointError):
     """Something that a plan cannot tell; the run itself may be fine."""
@@ -81,8 +88,10 @@ def read_shape(directory: str | Path, num_labels: int | None = None) -> ModelSha
             file=file,
             error=error.strerror,
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError("{file} is no valid JSON: {error}", file=file, error=error) from None
+    if not isinstance(config, dict):
+        raise CheckpointError("{file}: expected a JSON object", file=file)
     family = str(config.get("model_type"))
     if family == "chatglm" and "position_encoding_2d" in config:
         raise CheckpointError(
@@ -99,6 +108,12 @@ def read_shape(directory: str | Path, num_labels: int | None = None) -> ModelSha
             family=family,
             known=", ".join(sorted(_FAMILIES)),
         )
+    for key in _SIZES:
+        value = config.get(key)
+        if value is not None and (type(value) is not int or value < 1):
+            raise CheckpointError(
+                "{file}: {key} is {value!r}; it must be a whole number of at least 1", file=file, key=key, value=value
+            )
     config["lacks_pooler"] = _lacks_pooler(Path(directory) / "model.safetensors")
     try:
         return _FAMILIES[family](config)
@@ -164,14 +179,16 @@ def _lacks_pooler(weights: Path) -> bool:
     """By the names in the head of the file; without such a file the pooler is taken to be there."""
     try:
         with weights.open("rb") as file:
-            names = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    except (OSError, ValueError):
+            length = int.from_bytes(file.read(8), "little")
+            names = json.loads(file.read(min(length, _LONGEST_HEAD_BYTES)))
+    except (OSError, ValueError, RecursionError):
         return False
-    return not any("pooler" in name for name in names)
+    return isinstance(names, dict) and not any("pooler" in name for name in names)
 
 
 def _num_labels(config: dict[str, Any]) -> int:
-    return len(config.get("id2label") or (0, 1))
+    labels = config.get("id2label")
+    return len(labels) if isinstance(labels, dict) and labels else 2
 
 
 ENCODERS: dict[str, Callable[[dict[str, Any]], ModelShape]] = {

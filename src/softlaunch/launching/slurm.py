@@ -36,14 +36,14 @@ def _header(job: Job) -> list[str]:
         "open-mode": "append",
         "signal": f"B:USR1@{profile.save_time_s + _SCRIPT_RESERVE_S}",
     }
-    lines = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    lines = [f"--{name}={quoted([str(value)])}" for name, value in options.items() if value is not None]
     if machines.on_gpu and profile.gpu_request:
-        lines.insert(3, profile.gpu_request.format(gpus=machines.gpus_per_node))
+        lines.insert(3, profile.gpu_request.replace("{gpus}", str(machines.gpus_per_node)))
     lines += ["--requeue", *(["--exclusive"] if profile.exclusive else []), *profile.options]
     return [
         "#!/usr/bin/env bash",
         f"# {quoted(job.run_words)}: {machines.num_nodes} × {what}, {job.strategy.name}.",
-        "# In the folder that holds the project: mkdir -p " + profile.log_dir + " && sbatch THIS_FILE",
+        "# In the folder that holds the project: mkdir -p " + quoted([profile.log_dir]) + " && sbatch THIS_FILE",
         *(f"#SBATCH {line}" for line in lines),
         "",
         "set -uo pipefail",
@@ -60,7 +60,8 @@ def _facts(job: Job) -> list[str]:
     ]
     marker = f'export marker="$output_dir/{MARKER_FILE}"'
     if not job.is_array:
-        return [*lines, f"output_dir={quoted([job.tasks[0].output_dir])}", "task_words=()", marker]
+        task = job.tasks[0]
+        return [*lines, f"output_dir={quoted([task.output_dir])}", f"task_words=({quoted(task.words)})", marker]
     lines.append("case $SLURM_ARRAY_TASK_ID in")
     for number, task in enumerate(job.tasks):
         lines.append(f"{number}) output_dir={quoted([task.output_dir])} task_words=({quoted(task.words)}) ;;")
@@ -108,7 +109,7 @@ def _on_node(job: Job) -> list[str]:
     launcher = quoted(job.launcher_words)
     if job.machines.num_nodes > 1:
         launcher += ' \\\n        --main_process_ip "$MAIN_ADDRESS" --main_process_port "$MAIN_PORT"'
-    elif job.machines.num_processes > 1:
+    elif job.is_launched:
         launcher += ' --main_process_port "$MAIN_PORT"'
     return ["launch() {", f"    exec {launcher} \\", f'        {quoted(job.run_words)} "$@"', "}"]
 

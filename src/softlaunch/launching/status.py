@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from softlaunch.errors import CheckpointError
-from softlaunch.files import read_json_lines, read_json_object
-from softlaunch.run_directory import MAIN_SCORES, MARKER_FILE, METRICS_FILE, RECORD_FILE, RUN_FILE
+from softlaunch.files import is_inside, read_json_lines, read_json_object
+from softlaunch.run_directory import (
+    MAIN_SCORES,
+    MANIFEST_FILE,
+    MARKER_FILE,
+    METRICS_FILE,
+    RECORD_FILE,
+    RUN_FILE,
+    checkpoints,
+)
 
 FINISHED, PREEMPTED, RUNNING, STARTING = "finished", "preempted", "running", "starting"
 SILENT, DEAD = "silent", "dead"
 _SILENT_AFTER_S = 600.0
 _RECENT_RECORDS = 20  # that speed is taken from
+_LARGEST_NUMBER = 1e15  # that a run writes
 
 
 @dataclass(frozen=True)
@@ -49,9 +58,9 @@ def read_status(directory: str | Path, now: float | None = None) -> RunStatus:
             "{directory}: no run has begun here (there is no record.json); status takes the output_dir of a run",
             directory=directory,
         )
-    training = record.get("arguments", {}).get("training", {})
-    metrics = [line for line in read_json_lines(directory / METRICS_FILE) if isinstance(line.get("step"), int)]
-    logged = [line for line in metrics if isinstance(line.get("loss"), (int, float))]
+    training = _object(_object(record.get("arguments")).get("training"))
+    metrics = [line for line in read_json_lines(directory / METRICS_FILE) if _is_step(line.get("step"))]
+    logged = [line for line in metrics if _number(line.get("loss")) is not None]
     results = read_json_object(directory / "train_results.json")
     last = logged[-1] if logged else {}
     num_steps = _num_steps(training, last)
@@ -67,12 +76,14 @@ def read_status(directory: str | Path, now: float | None = None) -> RunStatus:
         step=step,
         num_steps=num_steps,
         loss=last.get("loss"),
-        tokens_per_second=last.get("tokens_per_second", results.get("train_tokens_per_second") if trained else None),
+        tokens_per_second=_number(
+            last.get("tokens_per_second", results.get("train_tokens_per_second") if trained else None)
+        ),
         seconds_left=rate * (num_steps - step)  # type: ignore[operator]
         if state in (RUNNING, SILENT) and not trained and None not in (rate, num_steps, step)
         else None,
         checkpoint=newest_checkpoint(directory),
-        restarts=max(0, len(record.get("starts", [])) - 1),
+        restarts=max(0, len(starts) - 1) if isinstance(starts := record.get("starts"), list) else 0,
         scores=_scores(directory, training),
         silent_s=silent_s,
         logs=sorted(path.name for path in directory.glob("logs/rank-*.log")) if state in (DEAD, SILENT) else [],
@@ -80,18 +91,23 @@ def read_status(directory: str | Path, now: float | None = None) -> RunStatus:
 
 
 def newest_checkpoint(directory: Path) -> str | None:
-    """The name of the newest checkpoint whose files are all there with the sizes that its manifest gives."""
-    numbered = [p for p in directory.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
-    newest_first = sorted(numbered, key=lambda path: -int(path.name.rpartition("-")[2]))
-    return next((path.name for path in newest_first if _is_whole(path)), None)
+    """The name of the newest checkpoint of this run whose files are all there with the sizes that its manifest gives.
+
+    One of the run that was here before a `restart` is none: nobody goes on from it.
+    """
+    run_id = read_json_object(directory / RUN_FILE).get("id")
+    return next((path.name for path in reversed(checkpoints(directory)) if _is_whole(path, run_id)), None)
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """By the manifest, which is written last."""
-    files = read_json_object(checkpoint / "manifest.json").get("files")
-    if not isinstance(files, dict):
+def _is_whole(checkpoint: Path, run_id: Any) -> bool:
+    manifest = read_json_object(checkpoint / MANIFEST_FILE)
+    files = manifest.get("files")
+    if not isinstance(files, dict) or (run_id is not None and manifest.get("run_id") not in (run_id, None)):
         return False
-    return all(_size(checkpoint / name) == entry.get("size") for name, entry in files.items())
+    return all(
+        is_inside(name) and isinstance(entry, dict) and _size(checkpoint / name) == entry.get("size")
+        for name, entry in files.items()
+    )
 
 
 def _state(directory: Path, training: dict[str, Any], trained: bool, step: int | None, silent_s: float | None) -> str:
@@ -117,23 +133,24 @@ def _is_gone(owner: dict[str, Any]) -> bool:
         os.kill(owner["process"], 0)
     except ProcessLookupError:
         return True
-    except OSError:  # another user's
+    except (OSError, OverflowError):  # another user's; no process at all
         return False
     return False
 
 
 def _num_steps(training: dict[str, Any], last: dict[str, Any]) -> int | None:
-    if isinstance(training.get("max_steps"), int) and training["max_steps"] > 0:
+    if _is_step(training.get("max_steps")) and training["max_steps"] > 0:
         return training["max_steps"]
-    epoch, epochs = last.get("epoch"), training.get("num_train_epochs")
+    epoch, epochs = _number(last.get("epoch")), _number(training.get("num_train_epochs"))
     if not epoch or not epochs:
         return None
-    return max(last["step"], round(last["step"] * epochs / epoch))
+    steps = _number(last["step"] * epochs / epoch)
+    return None if steps is None else max(last["step"], round(steps))
 
 
 def _seconds_per_step(logged: list[dict[str, Any]]) -> float | None:
     """Of the last records of this start: earlier ones end where the step goes back or stands still."""
-    recent = [line for line in logged[-_RECENT_RECORDS:] if isinstance(line.get("time"), (int, float))]
+    recent = [line for line in logged[-_RECENT_RECORDS:] if _number(line.get("time")) is not None]
     for number in range(len(recent) - 1, 0, -1):
         if recent[number]["step"] <= recent[number - 1]["step"]:
             recent = recent[number:]
@@ -147,7 +164,21 @@ def _scores(directory: Path, training: dict[str, Any]) -> dict[str, float]:
     """A few of the test rows, once they are there."""
     results = read_json_object(directory / "predict_results.json") if training.get("do_predict") else {}
     found = {name: results.get(f"predict_{name}") for name in MAIN_SCORES if name != "loss"}
-    return {name: value for name, value in found.items() if isinstance(value, (int, float))}
+    return {name: number for name, value in found.items() if (number := _number(value)) is not None}
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> float | None:
+    """A number that a run may have written; None for other values, not finite ones among them."""
+    is_one = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST_NUMBER
+    return value if is_one else None
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and _number(value) is not None
 
 
 def _silent_s(directory: Path, now: float) -> float | None:
@@ -161,4 +192,7 @@ def _is_newer(path: Path, than: Path) -> bool:
 
 
 def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:  # a name that is too long
+        return None

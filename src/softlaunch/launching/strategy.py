@@ -38,7 +38,7 @@ class Machines:
     gpu_memory_gib: float = 80.0
 
     def __post_init__(self) -> None:
-        if self.num_nodes < 1 or self.gpus_per_node < 0 or self.gpu_memory_gib <= 0:
+        if self.num_nodes < 1 or self.gpus_per_node < 0 or not self.gpu_memory_gib > 0:
             raise LaunchError(
                 "{nodes} nodes with {gpus} GPUs of {memory:g} GiB: there must be at least one node, no negative number "
                 "of GPUs, and some memory",

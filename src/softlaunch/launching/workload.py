@@ -2,9 +2,12 @@
 
 import math
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from softlaunch.errors import ArgumentError
 from softlaunch.launching.activations import Precision
 from softlaunch.launching.memory import model_states
 from softlaunch.launching.settings import RunSettings
@@ -36,6 +39,19 @@ class Workload:
         return ((1 if self.num_checkpoints is None else self.num_checkpoints) + 1) * self.checkpoint_bytes
 
 
+@contextmanager
+def refusing_too_large() -> Iterator[None]:
+    """Raises ArgumentError for numbers that a float cannot hold."""
+    try:
+        yield
+    except OverflowError as error:
+        raise ArgumentError(
+            "the numbers of this run are too large to plan with ({error}): look at its sizes, epochs and batches",
+            error=error,
+        ) from None
+
+
+@refusing_too_large()
 def plan_workload(shape: ModelShape, settings: RunSettings, strategy: Strategy, machines: Machines) -> Workload:
     """Raises ArgumentError when a method lacks its size."""
     column = settings.text_column if settings.classifies else settings.prompt_column
@@ -47,7 +63,6 @@ def plan_workload(shape: ModelShape, settings: RunSettings, strategy: Strategy, 
     rows_per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * machines.num_processes
     num_steps = _num_steps(settings, machines, num_rows)
     tokens_per_step = rows_per_step * settings.row_tokens
-    trained = trainable_parameters(shape, settings)
     return Workload(
         num_rows=num_rows,
         rows_per_step=rows_per_step,
@@ -55,7 +70,7 @@ def plan_workload(shape: ModelShape, settings: RunSettings, strategy: Strategy, 
         num_tokens=None if num_steps is None else num_steps * tokens_per_step,
         flop_per_step=_flop_per_token(shape, settings) * tokens_per_step,
         sent_bytes_per_step=sent_bytes(shape, settings, strategy, machines),
-        checkpoint_bytes=trained * 3 * _FLOAT32 + _STATE_BYTES * machines.num_processes,  # with AdamW's two moments
+        checkpoint_bytes=_saved_bytes(shape, settings, strategy, machines) + _STATE_BYTES * machines.num_processes,
         num_checkpoints=_num_checkpoints(settings, num_steps, num_rows, rows_per_step),
     )
 
@@ -78,6 +93,21 @@ def sent_bytes(shape: ModelShape, settings: RunSettings, strategy: Strategy, mac
     whole = model_states(shape, settings, alone, Machines(1, machines.gpus_per_node and 1), precision)
     gathers = 3 if settings.activation_checkpointing and not strategy.fsdp else 2
     return int(reductions * (gathers * (whole.weights + whole.trained) + gradients) * others)
+
+
+def _saved_bytes(shape: ModelShape, settings: RunSettings, strategy: Strategy, machines: Machines) -> int:
+    """A checkpoint's: what was trained in float32 and AdamW's two moments, and of a whole model the frozen rest.
+
+    DeepSpeed adds its float32 copies, and, where the weights are not split, the model as it is computed with.
+    """
+    precision, trained = Precision.of(settings, machines), trainable_parameters(shape, settings)
+    frozen = max(0, shape.parameters - trained) if {"full", "freeze"} & set(settings.methods) else 0
+    saved = 3 * _FLOAT32 * trained + precision.weight_size * frozen
+    if strategy.uses_deepspeed:
+        saved += _FLOAT32 * trained
+    if strategy.uses_deepspeed and not strategy.splits_weights:
+        saved += precision.size * (trained + frozen)
+    return saved
 
 
 def _flop_per_token(shape: ModelShape, settings: RunSettings) -> float:
@@ -111,7 +141,7 @@ def _num_checkpoints(
     if num_steps is None:
         return settings.save_total_limit
     if settings.save_strategy == "epoch":
-        if num_rows is None:
+        if not num_rows:
             return settings.save_total_limit
         number = max(1, round(num_steps * rows_per_step / num_rows))
     else:
@@ -127,7 +157,10 @@ def count_rows(path: str, column: str | int) -> int | None:
     Files over 64 MiB are counted in their first part and taken to go on like that.
     """
     file = Path(path)
-    if not file.is_file() or file.stat().st_size == 0:
+    try:
+        if not file.is_file() or file.stat().st_size == 0:
+            return None
+    except OSError:  # a name that is too long
         return None
     if file.suffix == ".parquet":
         return _parquet_rows(file)

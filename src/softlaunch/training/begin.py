@@ -35,7 +35,7 @@ def begin(arguments: Arguments, methods: Collection[str] | None = None) -> Argum
     """
     training = arguments.training
     output_dir = Path(str(training.output_dir))
-    _check_writable(output_dir)
+    check_writable(output_dir)
     check_launch(arguments, methods)
     prepare_processes(training)
     preemption.listen(output_dir, is_first=training.process_index == 0)
@@ -71,7 +71,7 @@ def _record(arguments: Arguments, output_dir: Path) -> None:
     write_record(arguments, output_dir)
 
 
-def _check_writable(output_dir: Path) -> None:
+def check_writable(output_dir: Path) -> None:
     """Tries it where it leaves nothing: with a file that is gone at once, in the nearest directory that exists."""
     existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
     try:

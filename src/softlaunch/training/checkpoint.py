@@ -17,7 +17,8 @@ from softlaunch.collective import decided_by_first
 from softlaunch.errors import CheckpointError
 from softlaunch.files import flush
 from softlaunch.messages import say
-from softlaunch.training.manifest import MANIFEST_FILE, problem, read_manifest
+from softlaunch.run_directory import MANIFEST_FILE, checkpoints
+from softlaunch.training.manifest import problem, read_manifest
 from softlaunch.tuning.split import gathered
 
 logger = logging.getLogger(__name__)
@@ -48,17 +49,6 @@ def trained_tensors(model: nn.Module, *, in_deepspeed: bool = False, keep: bool 
             is_whole = tensor is parameter and not hasattr(parameter, "ds_id")
             tensors |= {name: tensor.detach() if is_whole else tensor.detach().cpu().clone()} if keep else {}
     return tensors
-
-
-def checkpoints(output_dir: Path) -> list[Path]:
-    """The folders `checkpoint-N` with a manifest, by N: nothing else counts as a checkpoint of a run."""
-    found = [p for p in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.rpartition("-")[2].isdecimal()]
-    return sorted((p for p in found if (p / MANIFEST_FILE).is_file()), key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The number of optimizer steps that a `checkpoint-N` was saved after."""
-    return int(checkpoint.name.rpartition("-")[2])
 
 
 def put_in_place(written: Path, place: Path) -> None:

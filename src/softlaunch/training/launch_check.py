@@ -23,7 +23,9 @@ def check_launch(arguments: Arguments, methods: Collection[str] | None = None) -
     """
     training = arguments.training
     settings = settings_of(arguments.model, arguments.tuning, arguments.data, arguments.classification, training)
-    if training.deepspeed_plugin is not None:
+    plugin, strategy = training.deepspeed_plugin, Strategy("")
+    if plugin is not None:
+        strategy = Strategy("", int(plugin.zero_stage or 0), deepspeed_file="")
         file = training.deepspeed or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
         if isinstance(file, (str, Path)):
             check_deepspeed_file(file, settings, training.world_size)
@@ -34,7 +36,7 @@ def check_launch(arguments: Arguments, methods: Collection[str] | None = None) -
     try:
         machines = Machines(training.world_size, int(training.n_gpu > 0))
         need = plan_workload(
-            read_shape(settings.model_name_or_path, settings.num_classes), settings, Strategy(""), machines
+            read_shape(settings.model_name_or_path, settings.num_classes), settings, strategy, machines
         ).disk_bytes
     except UserError:
         return  # a base that cannot be planned for, or options that are refused where they are read

@@ -8,8 +8,8 @@ from typing import Any
 
 from softlaunch.files import flush, is_inside, read_json_object, sha256, write_json
 from softlaunch.messages import say
+from softlaunch.run_directory import MANIFEST_FILE
 
-MANIFEST_FILE = "manifest.json"
 _VERSION = 1
 _NUM_THREADS = 4  # hashing leaves the interpreter free
 # Of each one has to be there, whatever the manifest says; the first names it. DeepSpeed has a folder for most of them

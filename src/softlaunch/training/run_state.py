@@ -15,9 +15,9 @@ from softlaunch.collective import decided_by_first
 from softlaunch.errors import CheckpointError
 from softlaunch.files import read_json_object, write_json
 from softlaunch.messages import say
-from softlaunch.run_directory import MARKER_FILE, RUN_FILE
+from softlaunch.run_directory import MARKER_FILE, RUN_FILE, checkpoints, step_of
 from softlaunch.training import lock
-from softlaunch.training.checkpoint import INCOMPLETE, checkpoints, displaced, step_of
+from softlaunch.training.checkpoint import INCOMPLETE, displaced
 from softlaunch.training.identity import differences, doubts, identity
 from softlaunch.training.manifest import read_manifest
 
@@ -121,7 +121,12 @@ def _compare(output_dir: Path, earlier: dict[str, Any], now: dict[str, Any], arg
 
 
 def _job() -> str | None:
-    """What tells a job's second start from another job: a scheduler or a launcher starts it again as it was."""
+    """What tells a job's second start from another job: a scheduler or a launcher starts it again as it was.
+
+    `SOFTLAUNCH_JOB` stands in a Kubernetes manifest, whose pods have nothing else in common.
+    """
+    if "SOFTLAUNCH_JOB" in os.environ:
+        return f"job {os.environ['SOFTLAUNCH_JOB']}"
     if "SLURM_JOB_ID" in os.environ:
         return f"slurm {os.environ['SLURM_JOB_ID']}"
     if "TORCHELASTIC_RESTART_COUNT" in os.environ:
