@@ -20,6 +20,7 @@ from softlaunch.training.begin import begin, record_run
 from softlaunch.training.classifier import ClassifierTrainer, balanced_weights, stop_early
 from softlaunch.training.classifier_model import choose_method, load_classifier_model, trained_classes
 from softlaunch.training.features import encode_once
+from softlaunch.tuning.classifier import METHODS
 
 # The best checkpoint is the one that does best on all classes alike
 DEFAULTS = {"metric_for_best_model": "f1_macro", "max_source_length": 128}
@@ -32,7 +33,7 @@ UNUSED = [
 
 
 def main() -> None:
-    arguments = parse_arguments(classifies=True, defaults=DEFAULTS, unused=UNUSED, description=__doc__)
+    arguments = parse_arguments(methods=METHODS, classifies=True, defaults=DEFAULTS, unused=UNUSED, description=__doc__)
     method = choose_method(arguments)
     arguments = begin(arguments)
 
