@@ -24,6 +24,7 @@ from softlaunch.arguments.learning_rates import find_far_learning_rate, in_words
 from softlaunch.arguments.methods import choose_methods, method_of_classifier
 from softlaunch.arguments.old_names import Idle, current_options, find_idle, find_old_name, idle_names, old_names
 from softlaunch.arguments.options import Option, Refused, from_json, from_text
+from softlaunch.arguments.packages import find_missing_packages
 from softlaunch.arguments.sources import Given, read_sources
 from softlaunch.errors import ArgumentError
 from softlaunch.messages import say
@@ -185,6 +186,11 @@ class _Reading:
         """The values of one group of options."""
         return {name: value for name, value in self.values.items() if current_options()[name].group == group}
 
+    def find_missing_packages(self) -> list[str]:
+        """The problems with what is installed here."""
+        values = {name: option.default for name, option in current_options().items()} | self.values
+        return [self._trace(finding) for finding in find_missing_packages(values)]
+
     def settle_learning_rate(self, allowed: Collection[str], *, classifies: bool) -> None:
         """The method's own where none is given; a warning where one is given that is far from it."""
         values = {name: option.default for name, option in current_options().items()} | self.values
@@ -255,7 +261,9 @@ def _list_problems(problems: list[str]) -> ArgumentError:
 
 def _construct(reading: _Reading, argv: list[str]) -> Arguments:
     """The five groups. TrainingArguments come last: to make them touches devices and the process group."""
-
+    missing = reading.find_missing_packages()
+    if missing:
+        raise _list_problems(missing)
     model = ModelArguments(**reading.of_group("model"))
     tuning = TuningArguments(**reading.of_group("tuning"))
     data = DataArguments(**reading.of_group("data"))
