@@ -62,11 +62,12 @@ def test_one_bar_in_a_terminal(tmp_path, capsys):
     file = in_terminal(run)
     run.train()
     run.evaluate()
+    run.predict(run.eval_dataset)
     text = file.getvalue()
     assert re.search(r"4/4.*loss \d\.\d{4}  [\d,]+ tokens/s.*\d:\d\d:\d\d", text)
     assert text.count("on held-out rows: loss") == 2
     assert "learning rate" not in text.partition("Training")[2].partition("└")[2], "no lines beside the bar"
-    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 2, "the cursor is hidden and shown again"
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 3, "the cursor is hidden and shown again"
     assert capsys.readouterr() == ("", "")
 
 
