@@ -4,6 +4,7 @@ Names are those of the original ChatGLM scripts and of transformers' Seq2SeqTrai
 one of the five dataclasses in `groups`; nothing else need be told of a new one.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,17 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the dataclasses where they are used: they need transformers, which commands that only look do not."""
+    """Import the dataclasses where they are used: they need transformers, which commands that only look do not.
+
+    It brings bitsandbytes with it, which asks for an optional kernel at every start, quantized base or not:
+    not here.
+    """
     if name not in __all__:
         raise AttributeError(name)
-    return getattr(import_module(f"{__name__}.{'parse' if name.startswith('parse_') else 'groups'}"), name)
+    asking = logging.getLogger("bitsandbytes")
+    level = asking.level
+    asking.setLevel(logging.ERROR)
+    try:
+        return getattr(import_module(f"{__name__}.{'parse' if name.startswith('parse_') else 'groups'}"), name)
+    finally:
+        asking.setLevel(level)
