@@ -131,6 +131,8 @@ def _read_all(arguments: Arguments) -> dict[str, _Read]:
 
 def _classes(arguments: Arguments, train: _Read) -> Classes:
     options = arguments.classification
+    if not train.rows:
+        raise train.problems.error(train.source.path)
     labels = {row.label for row in train.rows if row.label is not None}
     names = train.source.class_names(str(options.label_column))
     if options.class_file:
