@@ -18,7 +18,12 @@ from softlaunch.evaluation.label_report import report_classes
 from softlaunch.models.encoder import load_text_tokenizer
 from softlaunch.training.begin import begin, record_run
 from softlaunch.training.classifier import ClassifierTrainer, balanced_weights, stop_early
-from softlaunch.training.classifier_model import choose_method, load_classifier_model, trained_classes
+from softlaunch.training.classifier_model import (
+    choose_method,
+    load_classifier_model,
+    num_virtual_tokens,
+    trained_classes,
+)
 from softlaunch.training.features import encode_once
 from softlaunch.tuning.classifier import METHODS
 
@@ -39,7 +44,8 @@ def main() -> None:
 
     # Texts and their classes, before any weights are read
     base, max_length = arguments.model.model_name_or_path, arguments.data.max_source_length
-    tokenizer = load_text_tokenizer(base, max_length, **arguments.model.hub)
+    virtual = num_virtual_tokens(arguments, method)
+    tokenizer = load_text_tokenizer(base, max_length, num_virtual_tokens=virtual, **arguments.model.hub)
     rows = load_class_rows(arguments, tokenizer, trained_classes(arguments))
 
     # The encoder with a head for these classes, and what is trained of it

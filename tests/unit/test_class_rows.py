@@ -144,6 +144,15 @@ def test_rows_that_cannot_be_used_are_named(tokenizer, tmp_path, content):
         load(tokenizer, tmp_path, train_file=file, do_train=True, **BY_NUMBER)
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_rows_without_a_usable_label_are_named(tokenizer, tmp_path, skip):
+    rows = [{"text": "晴", "label": ""}, {"text": "球", "label": True}, {"text": "雨", "label": ["天气"]}]
+    file = tmp_path / "train.json"
+    file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    with pytest.raises(DataError, match=r"3 of 3 rows cannot be used\.\n2 × the class is .*\n  .*train.json:2: True"):
+        load(tokenizer, tmp_path, train_file=file, do_train=True, skip_bad_rows=skip)
+
+
 def test_bad_rows_are_skipped_on_request(tokenizer, tmp_path, caplog):
     file = tmp_path / "train.txt"
     file.write_text("晴\t0\n\t1\n球\t1\n", encoding="utf-8")
@@ -231,3 +240,6 @@ def test_texts_longer_than_the_encoder_takes_are_refused(tmp_path):
     path = str(write_encoder(tmp_path / "base"))
     with pytest.raises(ArgumentError, match=r"max_source_length is 129, but .*base takes at most 128 tokens"):
         load_text_tokenizer(path, 129)
+    load_text_tokenizer(path, 120, num_virtual_tokens=8)
+    with pytest.raises(ArgumentError, match=r"set max_source_length to 120, or pre_seq_len lower"):
+        load_text_tokenizer(path, 128, num_virtual_tokens=8)
