@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from softlaunch.arguments import parse_arguments
+from softlaunch.data import hub
 from softlaunch.data.classes import classes_of_labels
 from softlaunch.data.classification import load_class_rows
 from softlaunch.data.labelled import LabelledRow
@@ -75,6 +76,14 @@ def test_the_splits_of_a_saved_dataset_serve_all_steps(tokenizer, tmp_path):
     assert [row.text for row in rows.validation.rows] == ['大"风"雪', "球队冠军"]
     with pytest.raises(DataError, match="no test split"):
         load(tokenizer, tmp_path, train_file=tmp_path / "splits", do_predict=True, **options)
+
+
+def test_a_split_of_the_hub_knows_its_classes(tokenizer, tmp_path, monkeypatch):
+    rows = datasets.Dataset.from_dict({"text": ["晴", "球"], "label": [0, 1]})
+    rows = rows.cast_column("label", datasets.ClassLabel(names=["天气", "体育"]))
+    monkeypatch.setattr(hub, "_load", lambda name: {"train": rows, "test": rows})
+    for name in ("own/er", "own/er/train"):
+        assert load(tokenizer, tmp_path, train_file=name, do_train=True).classes.names == ("天气", "体育"), name
 
 
 def test_pairs_are_encoded_together(tokenizer, tmp_path):
