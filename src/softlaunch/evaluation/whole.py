@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from softlaunch.messages import say
+
 logger = logging.getLogger(__name__)
 
 _MEMORY_SHARE = 0.5  # of what is free: the KV cache and the logits need the rest
@@ -35,7 +37,9 @@ def whole_weights(model: nn.Module) -> Iterator[bool]:
     num_bytes = sum(p.ds_numel * p.element_size() for p in split)
     if not _fits_everywhere(num_bytes):
         gib = num_bytes / 1024**3
-        logger.warning("the model's %.1f GiB do not fit: ZeRO-3 gathers it anew for every token, which is slow", gib)
+        logger.warning(
+            say("the model's {gib:.1f} GiB do not fit: ZeRO-3 gathers it anew for every token, which is slow", gib=gib)
+        )
         yield True
         return
     import deepspeed
