@@ -14,7 +14,7 @@ from softlaunch.arguments import parse_arguments
 from softlaunch.data.classification import load_class_rows
 from softlaunch.entry import run
 from softlaunch.evaluation.label_metrics import label_scores
-from softlaunch.evaluation.label_report import report_classes
+from softlaunch.evaluation.label_report import draw_classes, report_classes
 from softlaunch.models.encoder import load_text_tokenizer
 from softlaunch.training.begin import begin, record_run
 from softlaunch.training.classifier import ClassifierTrainer, balanced_weights, stop_early
@@ -72,13 +72,15 @@ def main() -> None:
     )
     if arguments.training.do_train:
         trainer.run_training()
+    output_dir = Path(str(arguments.training.output_dir))
     for step, texts in (("eval", rows.validation), ("predict", rows.test)):
         if texts is not None:
             logits, metrics = trainer.predict_rows(encoded[texts.step], step)
             if trainer.is_world_process_zero():
-                output_dir = Path(str(arguments.training.output_dir))
                 metrics |= report_classes(step, texts, logits, rows.classes.names, output_dir)
             trainer.report(step, metrics)
+            if trainer.is_world_process_zero():
+                draw_classes(step, metrics, output_dir)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def test_lines_where_there_is_no_terminal(tmp_path, capsys):
 
 
 def test_table_at_the_start(tmp_path, capsys):
-    run = trainer(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, warmup_steps=1)
+    output_dir = tmp_path / "[v2]"
+    run = trainer(output_dir, per_device_train_batch_size=2, gradient_accumulation_steps=2, warmup_steps=1)
     run.train()
     out = capsys.readouterr().out
     for part in (
@@ -53,6 +54,7 @@ def test_table_at_the_start(tmp_path, capsys):
         "0.01, linear, 1 steps of warm-up",
         "(glm, float32)",
         "│ cpu ",
+        "[v2]",
     ):
         assert part in out
 
