@@ -20,7 +20,7 @@ from softlaunch.arguments import (
     TrainingArguments,
     packages,
     parse_arguments,
-    parse_model_and_data,
+    parse_to_look,
 )
 from softlaunch.arguments.checks import ANSWER_SCORES, CLASS_SCORES
 from softlaunch.arguments.old_names import current_options, idle_names, old_names
@@ -447,7 +447,7 @@ def test_packages_that_trackers_and_optimizers_need(monkeypatch, flags, package)
     monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", lambda: ["tensorboard"])
     assert f"needs the package {package}, which is not installed (given: {flags})" in error_of(*FLAGS, *flags.split())
     parse_arguments([*FLAGS, "--report_to", "tensorboard", "--optim", "adafactor"])
-    parse_model_and_data([*FLAGS, *flags.split()])  # who only looks at a run needs no packages
+    parse_to_look([*FLAGS, *flags.split()])  # who only looks at a run needs no packages
 
 
 def test_every_optimizer_with_a_package_is_known():

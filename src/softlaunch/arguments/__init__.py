@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         TrainingArguments,
         TuningArguments,
     )
-    from softlaunch.arguments.parse import parse_arguments, parse_model_and_data
+    from softlaunch.arguments.parse import parse_arguments, parse_to_look
 
 __all__ = [
     "Arguments",
@@ -27,7 +27,7 @@ __all__ = [
     "TrainingArguments",
     "TuningArguments",
     "parse_arguments",
-    "parse_model_and_data",
+    "parse_to_look",
 ]
 
 

@@ -73,11 +73,17 @@ def parse_arguments(
     return _construct(_read(argv, unused, methods, classifies=classifies, defaults=defaults), argv)
 
 
-def parse_model_and_data(argv: list[str]) -> tuple[ModelArguments, DataArguments]:
-    """As `parse_arguments`, for who only looks at a run: the training's options are checked, but its devices, files and
-    processes need not be there."""
-    reading = _read(argv)
-    return ModelArguments(**reading.of_group("model")), DataArguments(**reading.of_group("data"))
+def parse_to_look(
+    argv: list[str], *, classifies: bool = False, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[ModelArguments, DataArguments, ClassificationArguments]:
+    """As `parse_arguments`, for who only looks at a run: the training's options are checked, but its devices, files,
+    packages and processes need not be there."""
+    reading = _read(argv, classifies=classifies, defaults=defaults)
+    return (
+        ModelArguments(**reading.of_group("model")),
+        DataArguments(**reading.of_group("data")),
+        ClassificationArguments(**reading.of_group("classification")),
+    )
 
 
 def _read(

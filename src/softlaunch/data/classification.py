@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from softlaunch.arguments import Arguments
+from softlaunch.arguments import Arguments, ClassificationArguments
 from softlaunch.data.check import Problems, say_kind
 from softlaunch.data.class_tables import balance_table, length_table
 from softlaunch.data.classes import Classes, check_class_file, check_number, classes_of_labels, read_class_file, shorten
@@ -115,18 +115,19 @@ class _Read:
 
 def _read_all(arguments: Arguments) -> dict[str, _Read]:
     """The rows of every step that has a source of its own; training rows also where validation is cut from them."""
-    labels, data = arguments.classification, arguments.data
-    codec, found = codec_name(data.file_encoding), {}
+    codec, found = codec_name(arguments.data.file_encoding), {}
     for step, source in find_sources(arguments).items():
-        pair = labels.text_pair_column
-        columns = LabelColumns(
-            text=str(labels.text_column),
-            label=str(labels.label_column),
-            pair=None if pair is None else str(pair),
-            require_label=step != "test",
-        )
+        columns = columns_of(arguments.classification, require_label=step != "test")
         found[step] = _Read(source, *read_labelled(source.path, columns, codec, source.split))
     return found
+
+
+def columns_of(options: ClassificationArguments, *, require_label: bool) -> LabelColumns:
+    """The columns that the options name."""
+    pair = options.text_pair_column
+    return LabelColumns(
+        str(options.text_column), str(options.label_column), None if pair is None else str(pair), require_label
+    )
 
 
 def _classes(arguments: Arguments, train: _Read) -> Classes:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import datasets
 
-from softlaunch.arguments import Arguments
+from softlaunch.arguments import Arguments, DataArguments
 from softlaunch.data.hub import hub_rows, hub_splits
 from softlaunch.data.labelled import LabelledRow
 from softlaunch.data.sources import place
@@ -65,6 +65,13 @@ def find_sources(arguments: Arguments) -> dict[str, Source]:
             )
         sources = {"train": splits.get("train", Source(Path(data.train_file))), **sources}
     return sources
+
+
+def find_source(data: DataArguments, step: str) -> Source | None:
+    """The source of a step if there is one, whether the run takes it or not. Raises DataError as `find_sources`."""
+    splits = _splits(data.train_file) if data.train_file else {}
+    file = getattr(data, f"{step}_file")
+    return Source(Path(file)) if file and not (splits and step == "train") else splits.get(step)
 
 
 def _splits(name: str) -> dict[str, Source]:
