@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import datasets
@@ -151,6 +152,41 @@ def test_rows_that_cannot_be_used_are_named(tokenizer, tmp_path, content):
     file.write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=BAD_ROWS[content]):
         load(tokenizer, tmp_path, train_file=file, do_train=True, **BY_NUMBER)
+
+
+def test_columns_that_look_like_others_are_named(tokenizer, tmp_path, caplog):
+    rows = "".join(f"晴{i}\t{i % 2}\n" for i in range(20))
+    (tmp_path / "plain.tsv").write_text(rows, encoding="utf-8")
+    (tmp_path / "headed.tsv").write_text("text\tlabel\n" + rows, encoding="utf-8")
+    load(tokenizer, tmp_path, train_file=tmp_path / "plain.tsv", do_train=True, **BY_NUMBER)
+    named = load(tokenizer, tmp_path, train_file=tmp_path / "headed.tsv", do_train=True)
+    assert (caplog.text, named.classes.names) == ("", ("0", "1"))
+    load(tokenizer, tmp_path, train_file=tmp_path / "headed.tsv", do_train=True, **BY_NUMBER)
+    assert "headed.tsv:1: the first line is taken for a row, and no other is of its class label" in caplog.text
+    columns = {"text_column": "label", "label_column": "text"}
+    (tmp_path / "headed.tsv").write_text("text\tlabel\n" + rows.replace("\t", "\t类"), encoding="utf-8")
+    load(tokenizer, tmp_path, train_file=tmp_path / "headed.tsv", do_train=True, **columns)
+    assert "20 classes in 20 rows: are text_column label and label_column text swapped?" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "mark", "own"), [("rows.csv", ";", ","), ("rows.tsv", ",", r"\\t"), ("rows.csv", "|", ",")]
+)
+def test_another_separator_is_named(tokenizer, tmp_path, name, mark, own):
+    (tmp_path / name).write_text(f"content{mark}label\n晴{mark}天气\n", encoding="utf-8")
+    message = f"have '{re.escape(mark)}' between its columns; a {name[4:]} file has '{own}' there"
+    with pytest.raises(DataError, match=message):
+        load(tokenizer, tmp_path, train_file=tmp_path / name, do_train=True, text_column="content")
+
+
+def test_a_class_file_and_rows_in_gbk(tokenizer, tmp_path):
+    (tmp_path / "class.txt").write_text("天气\n体育\n", encoding="gbk")
+    (tmp_path / "rows.tsv").write_text("晴\t0\n球\t体育\n", encoding="gbk")
+    options = {"class_file": tmp_path / "class.txt", "train_file": tmp_path / "rows.tsv", "do_train": True, **BY_NUMBER}
+    rows = load(tokenizer, tmp_path, file_encoding="gbk", **options)
+    assert (rows.classes.names, [row.text for row in rows.train.rows]) == (("天气", "体育"), ["晴", "球"])
+    with pytest.raises(DataError, match="gb18030"):
+        load(tokenizer, tmp_path, **options)
 
 
 @pytest.mark.parametrize("skip", [False, True])

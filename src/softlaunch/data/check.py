@@ -62,7 +62,21 @@ def require_columns(path: Path, rows: list[dict[str, Any]], needed: Iterable[str
         path=path,
         column=missing[0],
         columns=columns,
-        hint=say('Did you mean "{near}"?', near=near[0]) if near else advice,
+        hint=_other_separator(path, found) or (say('Did you mean "{near}"?', near=near[0]) if near else advice),
+    )
+
+
+def _other_separator(path: Path, found: list[str]) -> str | None:
+    """What to say of a table that another character divides into columns than its name says."""
+    own = {".csv": ",", ".tsv": "\t", ".txt": "\t"}.get(path.suffix.lower())
+    other = next((c for c in ";|\t," if c in found[0] and c != own), None) if own and len(found) == 1 else None
+    if other is None:
+        return None
+    return say(
+        "It seems to have {found!r} between its columns; a {suffix} file has {own!r} there.",
+        found=other,
+        suffix=path.suffix,
+        own=own,
     )
 
 
