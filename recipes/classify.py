@@ -14,12 +14,18 @@ from softlaunch.arguments import parse_arguments
 from softlaunch.data.classification import load_class_rows
 from softlaunch.entry import run
 from softlaunch.evaluation.label_metrics import label_scores
-from softlaunch.evaluation.label_report import report_classes
+from softlaunch.evaluation.label_report import draw_classes, report_classes
 from softlaunch.models.encoder import load_text_tokenizer
 from softlaunch.training.begin import begin, record_run
 from softlaunch.training.classifier import ClassifierTrainer, balanced_weights, stop_early
-from softlaunch.training.classifier_model import choose_method, load_classifier_model, trained_classes
+from softlaunch.training.classifier_model import (
+    choose_method,
+    load_classifier_model,
+    num_virtual_tokens,
+    trained_classes,
+)
 from softlaunch.training.features import encode_once
+from softlaunch.tuning.classifier import METHODS
 
 # The best checkpoint is the one that does best on all classes alike
 DEFAULTS = {"metric_for_best_model": "f1_macro", "max_source_length": 128}
@@ -32,13 +38,14 @@ UNUSED = [
 
 
 def main() -> None:
-    arguments = parse_arguments(classifies=True, defaults=DEFAULTS, unused=UNUSED, description=__doc__)
+    arguments = parse_arguments(methods=METHODS, classifies=True, defaults=DEFAULTS, unused=UNUSED, description=__doc__)
     method = choose_method(arguments)
     arguments = begin(arguments)
 
     # Texts and their classes, before any weights are read
     base, max_length = arguments.model.model_name_or_path, arguments.data.max_source_length
-    tokenizer = load_text_tokenizer(base, max_length, **arguments.model.hub)
+    virtual = num_virtual_tokens(arguments, method)
+    tokenizer = load_text_tokenizer(base, max_length, num_virtual_tokens=virtual, **arguments.model.hub)
     rows = load_class_rows(arguments, tokenizer, trained_classes(arguments))
 
     # The encoder with a head for these classes, and what is trained of it
@@ -65,13 +72,15 @@ def main() -> None:
     )
     if arguments.training.do_train:
         trainer.run_training()
+    output_dir = Path(str(arguments.training.output_dir))
     for step, texts in (("eval", rows.validation), ("predict", rows.test)):
         if texts is not None:
             logits, metrics = trainer.predict_rows(encoded[texts.step], step)
             if trainer.is_world_process_zero():
-                output_dir = Path(str(arguments.training.output_dir))
                 metrics |= report_classes(step, texts, logits, rows.classes.names, output_dir)
             trainer.report(step, metrics)
+            if trainer.is_world_process_zero():
+                draw_classes(step, metrics, output_dir)
 
 
 if __name__ == "__main__":

@@ -111,13 +111,12 @@ def _is_first_process() -> bool:
 def _set_up_logging() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[_ToStderr()])
     logging.getLogger("softlaunch").setLevel(logging.INFO)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for an optional kernel, quantized base or not
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # see `arguments`, which a recipe has imported by now
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes are forked after the first use
     if not _is_first_process():
         _be_quiet()
-    if not _is_first_process() or not sys.stderr.isatty():
-        _show_no_bars()
+    _show_no_bars(but_downloads=_is_first_process() and sys.stderr.isatty())
 
 
 class _ToStderr(logging.StreamHandler):
@@ -134,14 +133,19 @@ def _be_quiet() -> None:
     warnings.filterwarnings("ignore")
 
 
-def _show_no_bars() -> None:
-    """The libraries' progress bars are for terminals; a log file would hold every state of them."""
-    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):  # read when imported
-        os.environ.setdefault(name, "1")
+def _show_no_bars(*, but_downloads: bool) -> None:
+    """The libraries' bars would stand beside the run's own, and a log file would hold every state of them."""
+    asked = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")  # both are read when imported
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if not but_downloads:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in ("datasets", "transformers"):
         library = sys.modules.get(f"{name}.utils.logging")
         if library is not None:
             library.disable_progress_bar()
+    hub = sys.modules.get("huggingface_hub.utils")
+    if but_downloads and hub is not None and asked is None:
+        hub.enable_progress_bars()  # transformers has switched them off too
 
 
 def _find_deepspeed_config() -> None:

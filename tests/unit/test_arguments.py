@@ -6,12 +6,23 @@ import logging
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import Seq2SeqTrainingArguments
+from transformers.integrations import integration_utils
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.training_args import OptimizerNames
 
-from softlaunch.arguments import Arguments, DataArguments, TrainingArguments, parse_arguments
+from softlaunch.arguments import (
+    Arguments,
+    DataArguments,
+    TrainingArguments,
+    packages,
+    parse_arguments,
+    parse_to_look,
+)
+from softlaunch.arguments.checks import ANSWER_SCORES, CLASS_SCORES
 from softlaunch.arguments.old_names import current_options, idle_names, old_names
 from softlaunch.errors import ArgumentError
 
@@ -77,7 +88,7 @@ def test_file_alone_and_flags_alone_agree(tmp_path):
         ("--no_dataloader_in_order", "dataloader_in_order", False),
         ("--logging_steps 1", "logging_steps", 1),
         ("--warmup_steps 0.1", "warmup_steps", 0.1),
-        ("--report_to tensorboard wandb", "report_to", ["tensorboard", "wandb"]),
+        ("--report_to tensorboard flyte", "report_to", ["tensorboard", "flyte"]),
         ("--report_to none", "report_to", []),
         ("--label_names labels", "label_names", ["labels"]),
         ("--save_total_limit null", "save_total_limit", None),
@@ -395,15 +406,56 @@ def test_secrets_do_not_reach_messages(tmp_path, caplog):
         ({"load_best_model_at_end": True}, "needs evaluation while training"),
         ({"metric_for_best_model": "rouge-l"}, "set predict_with_generate"),
         ({"metric_for_best_model": "eval_bleu-4"}, "set predict_with_generate"),
+        ({"metric_for_best_model": "rouge_l", "predict_with_generate": True}, 'Did you mean "rouge-l"?'),
+        ({"metric_for_best_model": "f1_macro"}, "no score of this recipe"),
+        ({"report_to": "tensorbord"}, "no tracker; known are none, all, azure_ml, "),
+        ({"report_to": ["tensorboard", "wandbb"]}, 'Did you mean "wandb"?'),
         ({"prefix_init": "text"}, "needs prefix_init_text"),
         ({"restart": True, "resume_from_checkpoint": "x"}, "give one of them"),
-        ({"file_encoding": "utf-99"}, "file_encoding utf-99 is unknown"),
         ({"dataloader_prefetch_factor": 2}, "dataloader_num_workers"),  # a check of transformers' own
         ({"accelerator_config": {"nonsense": 1}}, "nonsense"),
     ],
 )
 def test_contradictions(tmp_path, values, says):
     assert says in file_error(tmp_path, BASE | values)
+
+
+def test_scores_are_those_of_the_recipe():
+    from softlaunch.evaluation.label_metrics import label_scores
+    from softlaunch.evaluation.scores import COUNT_NAMES
+    from softlaunch.evaluation.text_metrics import SCORE_NAMES
+
+    assert set(CLASS_SCORES) == set(label_scores(np.eye(2), np.arange(2)))
+    assert (*SCORE_NAMES, *COUNT_NAMES) == ANSWER_SCORES
+    with pytest.raises(ArgumentError, match=r'metric_for_best_model macro_f1 .*Did you mean "f1_macro"\?'):
+        parse_arguments([*FLAGS, "--metric_for_best_model", "macro_f1"], classifies=True)
+    for name in ("eval_recall_weighted", "loss"):
+        parse_arguments([*FLAGS, "--metric_for_best_model", name], classifies=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "package"),
+    [
+        ("--report_to wandb", "wandb"),
+        ("--optim galore_adamw", "galore-torch"),
+        ("--optim paged_lion_8bit", "bitsandbytes"),
+        ("--optim stable_adamw", "torch-optimi"),
+    ],
+)
+def test_packages_that_trackers_and_optimizers_need(monkeypatch, flags, package):
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    assert f"needs the package {package}, which is not installed (given: {flags})" in error_of(*FLAGS, *flags.split())
+    parse_arguments([*FLAGS, "--report_to", "tensorboard", "--optim", "adafactor"])
+    parse_to_look([*FLAGS, *flags.split()])  # who only looks at a run needs no packages
+
+
+def test_every_optimizer_with_a_package_is_known():
+    """transformers raises ImportError for these where the package is missing; no other name may be new."""
+    free = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
+    names = [name.value for name in OptimizerNames]
+    starts = tuple(packages._OPTIMIZERS)
+    assert [name for name in names if not name.startswith(starts)] == [name for name in names if name in free]
 
 
 def test_missing_deepspeed_file(tmp_path):
@@ -464,6 +516,20 @@ def test_a_learning_rate_far_from_what_works_is_a_warning(method, learning_rate,
     warnings = parse_arguments([*FLAGS, "--learning_rate", learning_rate], methods=[method]).warnings
     assert len(warnings) == warns
     assert all(f"far from what works for {method}" in w and "--learning_rate" in w for w in warnings)
+
+
+@pytest.mark.parametrize(
+    ("method", "default", "far"),
+    [("lora", 1e-3, 1), ("full", 3e-5, 1e-2), ("head", 3e-3, 5e-5), ("p_tuning_v2", 5e-3, 50), ("freeze", 5e-5, 1e-6)],
+)
+def test_classifiers_have_learning_rates_of_their_own(tmp_path, method, default, far):
+    asked = [*FLAGS, "--tuning", method]
+    options = {"methods": ["lora", "full", "head", "p_tuning_v2", "freeze"], "classifies": True}
+    assert parse_arguments(asked, **options).training.learning_rate == default
+    assert "far from what works for" in parse_arguments([*asked, f"--learning_rate={far}"], **options).warnings[0]
+    (tmp_path / "model").mkdir()  # of a classifier that goes on, the method is the one that it was trained with
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"softlaunch": {"method": method}}))
+    assert parse_arguments([*FLAGS, "--adapter", str(tmp_path)], **options).training.learning_rate == default
 
 
 def test_a_prefix_with_lora_takes_the_learning_rate_of_the_more_delicate(tmp_path):

@@ -48,6 +48,7 @@ def test_method(allowed, words, methods, tmp_path):
         (WHOLE, "--tuning full --freeze_trainable_layers 1", "full, and freeze"),
         (WHOLE, "--lora_r 8", "recipes/lora_chatglm.py"),
         (PREFIX, "--tuning full", "recipes/finetune_chatglm.py"),
+        ((*WHOLE, "head"), "--tuning head --freeze_trainable_layers 9", "or set tuning to freeze$"),
         (WHOLE, "--tuning p_tuning", "recipes/prompt_tuning.py"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import datasets
@@ -9,6 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from softlaunch.arguments import parse_arguments
+from softlaunch.data import hub
 from softlaunch.data.classes import classes_of_labels
 from softlaunch.data.classification import load_class_rows
 from softlaunch.data.labelled import LabelledRow
@@ -77,6 +79,14 @@ def test_the_splits_of_a_saved_dataset_serve_all_steps(tokenizer, tmp_path):
         load(tokenizer, tmp_path, train_file=tmp_path / "splits", do_predict=True, **options)
 
 
+def test_a_split_of_the_hub_knows_its_classes(tokenizer, tmp_path, monkeypatch):
+    rows = datasets.Dataset.from_dict({"text": ["晴", "球"], "label": [0, 1]})
+    rows = rows.cast_column("label", datasets.ClassLabel(names=["天气", "体育"]))
+    monkeypatch.setattr(hub, "_load", lambda name: {"train": rows, "test": rows})
+    for name in ("own/er", "own/er/train"):
+        assert load(tokenizer, tmp_path, train_file=name, do_train=True).classes.names == ("天气", "体育"), name
+
+
 def test_pairs_are_encoded_together(tokenizer, tmp_path):
     file = tmp_path / "pairs.tsv"
     file.write_text("a\tb\tlabel\n球队\t冠军\t1\n风\t雪\t0\n", encoding="utf-8")
@@ -142,6 +152,50 @@ def test_rows_that_cannot_be_used_are_named(tokenizer, tmp_path, content):
     file.write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=BAD_ROWS[content]):
         load(tokenizer, tmp_path, train_file=file, do_train=True, **BY_NUMBER)
+
+
+def test_columns_that_look_like_others_are_named(tokenizer, tmp_path, caplog):
+    rows = "".join(f"晴{i}\t{i % 2}\n" for i in range(20))
+    (tmp_path / "plain.tsv").write_text(rows, encoding="utf-8")
+    (tmp_path / "headed.tsv").write_text("text\tlabel\n" + rows, encoding="utf-8")
+    load(tokenizer, tmp_path, train_file=tmp_path / "plain.tsv", do_train=True, **BY_NUMBER)
+    named = load(tokenizer, tmp_path, train_file=tmp_path / "headed.tsv", do_train=True)
+    assert (caplog.text, named.classes.names) == ("", ("0", "1"))
+    load(tokenizer, tmp_path, train_file=tmp_path / "headed.tsv", do_train=True, **BY_NUMBER)
+    assert "headed.tsv:1: the first line is taken for a row, and no other is of its class label" in caplog.text
+    columns = {"text_column": "label", "label_column": "text"}
+    (tmp_path / "headed.tsv").write_text("text\tlabel\n" + rows.replace("\t", "\t类"), encoding="utf-8")
+    load(tokenizer, tmp_path, train_file=tmp_path / "headed.tsv", do_train=True, **columns)
+    assert "20 classes in 20 rows: are text_column label and label_column text swapped?" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "mark", "own"), [("rows.csv", ";", ","), ("rows.tsv", ",", r"\\t"), ("rows.csv", "|", ",")]
+)
+def test_another_separator_is_named(tokenizer, tmp_path, name, mark, own):
+    (tmp_path / name).write_text(f"content{mark}label\n晴{mark}天气\n", encoding="utf-8")
+    message = f"have '{re.escape(mark)}' between its columns; a {name[4:]} file has '{own}' there"
+    with pytest.raises(DataError, match=message):
+        load(tokenizer, tmp_path, train_file=tmp_path / name, do_train=True, text_column="content")
+
+
+def test_a_class_file_and_rows_in_gbk(tokenizer, tmp_path):
+    (tmp_path / "class.txt").write_text("天气\n体育\n", encoding="gbk")
+    (tmp_path / "rows.tsv").write_text("晴\t0\n球\t体育\n", encoding="gbk")
+    options = {"class_file": tmp_path / "class.txt", "train_file": tmp_path / "rows.tsv", "do_train": True, **BY_NUMBER}
+    rows = load(tokenizer, tmp_path, file_encoding="gbk", **options)
+    assert (rows.classes.names, [row.text for row in rows.train.rows]) == (("天气", "体育"), ["晴", "球"])
+    with pytest.raises(DataError, match="gb18030"):
+        load(tokenizer, tmp_path, **options)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_rows_without_a_usable_label_are_named(tokenizer, tmp_path, skip):
+    rows = [{"text": "晴", "label": ""}, {"text": "球", "label": True}, {"text": "雨", "label": ["天气"]}]
+    file = tmp_path / "train.json"
+    file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    with pytest.raises(DataError, match=r"3 of 3 rows cannot be used\.\n2 × the class is .*\n  .*train.json:2: True"):
+        load(tokenizer, tmp_path, train_file=file, do_train=True, skip_bad_rows=skip)
 
 
 def test_bad_rows_are_skipped_on_request(tokenizer, tmp_path, caplog):
@@ -231,3 +285,6 @@ def test_texts_longer_than_the_encoder_takes_are_refused(tmp_path):
     path = str(write_encoder(tmp_path / "base"))
     with pytest.raises(ArgumentError, match=r"max_source_length is 129, but .*base takes at most 128 tokens"):
         load_text_tokenizer(path, 129)
+    load_text_tokenizer(path, 120, num_virtual_tokens=8)
+    with pytest.raises(ArgumentError, match=r"set max_source_length to 120, or pre_seq_len lower"):
+        load_text_tokenizer(path, 128, num_virtual_tokens=8)

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import runpy
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertModel
 
 from softlaunch import cli
+from softlaunch.commands.classify import _lines
 from softlaunch.errors import ArgumentError, CheckpointError, DataError
 from softlaunch.evaluation.classify import load_classifier
 from softlaunch.training.classifier import balanced_weights
@@ -284,6 +286,8 @@ def test_options_that_do_not_go_together(runs):
         classify(*arguments(runs, "lora", load_best_model_at_end="false", early_stopping_patience=2))
     with pytest.raises(ArgumentError, match="one method at a time"):
         classify(*arguments(runs, "lora", pre_seq_len=4, lora_r=2))
+    with pytest.raises(ArgumentError, match="max_source_length 128 and 4 virtual tokens"):
+        classify(*arguments(runs, "p_tuning", max_source_length=128, output_dir=runs / "none"))
     with pytest.raises(ArgumentError, match="pre_seq_len is not set"):
         classify(*arguments(runs, "p_tuning_v2", pre_seq_len="null", output_dir=runs / "none"))
 
@@ -312,23 +316,61 @@ def test_the_command_reads_a_pipe_a_file_and_a_prompt(runs, tmp_path, monkeypatc
     lines = "\n".join([TEXTS[0], "", TEXTS[1]]) + "\n"
 
     def command(*words, given="", is_terminal=False):
-        stdin = io.TextIOWrapper(io.BytesIO(given.encode()), encoding="utf-8")
+        content = given if isinstance(given, bytes) else given.encode()
+        stdin = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", errors="surrogateescape")
         monkeypatch.setattr(stdin, "isatty", lambda: is_terminal, raising=False)
         monkeypatch.setattr(sys, "stdin", stdin)
         monkeypatch.setattr(sys, "argv", ["softlaunch", "classify", str(runs / "lora"), *words])
         cli._main()
-        return capsys.readouterr().out.splitlines()
+        return capsys.readouterr().out.removesuffix("\n").split("\n")
 
     piped = [line.split("\t") for line in command(given=lines)]
+    assert piped[1] == ["", "", ""]  # a line for every line
+    del piped[1]
     assert [(label, text) for label, _, text in piped] == [(expected[i].label, TEXTS[i]) for i in (0, 1)]
     assert [float(p) for _, p, _ in piped] == pytest.approx([p.probability for p in expected], abs=1e-4)
+    assert len(command(given=f"{TEXTS[0]}\u2028{TEXTS[1]}\n{TEXTS[1]}")) == 2
     (tmp_path / "texts.txt").write_text("\ufeff" + lines.replace("\n", "\r\n"), encoding="utf-8")
     records = [json.loads(line) for line in command("--json", "--file", str(tmp_path / "texts.txt"))]
-    assert [record["text"] for record in records] == TEXTS[:2]
+    assert [record["text"] for record in records] == [TEXTS[0], "", TEXTS[1]]
+    assert (records[1]["predict"], records.pop(1)["probabilities"]) == (None, None)
     for record, prediction in zip(records, expected, strict=True):
         assert record["probabilities"] == pytest.approx(prediction.probabilities, abs=1e-6)
     asked = command(given=f"{TEXTS[0]}\n\nq\n{TEXTS[1]}\n", is_terminal=True)
     assert asked[0].startswith("classes: ")
     assert "".join(asked[1:]).count(expected[0].label) == 1  # one answer: nothing for an empty line or behind q
+    asked = command(given=f"a\udcffb\n{TEXTS[0]}\n".encode(errors="surrogateescape"), is_terminal=True)
+    assert "".join(asked).count(expected[0].label) == 2, "a broken byte does not end the session"
     with pytest.raises(DataError, match="there is no file"):
         command("--file", str(tmp_path / "none.txt"))
+    gbk = lines.encode("gbk")
+    assert [line.split("\t")[2] for line in command("--encoding", "gbk", given=gbk)] == [TEXTS[0], "", TEXTS[1]]
+    with pytest.raises(DataError, match=r"stdin:3: this is not utf-8 .* --encoding gb18030"):
+        command(given=b"a\n\n" + gbk)
+    with pytest.raises(ArgumentError, match='--encoding is "hex"'):
+        command("--encoding", "hex")
+
+
+def test_lines_are_answered_as_they_arrive():
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as stream, os.fdopen(write, "wb", buffering=0) as sender:
+        lines = _lines(stream, "utf-8-sig", "stdin")
+        sender.write("\ufeff一\n二".encode() + "三".encode()[:1])
+        assert next(lines) == ["一"]
+        sender.write("三".encode()[1:] + b"\r\n\n")
+        assert next(lines) == ["二三", ""]
+        sender.write(b"end")
+        sender.close()
+        assert list(lines) == [["end"]]
+
+
+def test_the_base_is_found_from_any_directory(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(runs)
+    classify(*arguments(Path(), "lora", output_dir=tmp_path / "run", max_steps=1))
+    monkeypatch.chdir(tmp_path)
+    assert load_classifier("run")(TEXTS[0]).label in CLASSES
+    config = tmp_path / "run" / "adapter" / "config.json"
+    config.write_text(config.read_text().replace(str(runs / "base"), "moved"))
+    with pytest.raises(CheckpointError, match=r"of this classifier was moved\. .* or --base"):
+        load_classifier("run")
+    assert load_classifier("run", base=str(runs / "base"))(TEXTS[0]).label in CLASSES

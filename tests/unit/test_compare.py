@@ -67,7 +67,7 @@ def printed(runs) -> str:
 def test_summary_is_what_the_files_say(classifier):
     (run,) = read_runs([classifier])
     assert (run.name, run.method, run.split, run.scored_file) == ("lora", "lora", "predict", "test.json")
-    assert run.scores == {"accuracy": 0.7667, "f1_macro": 0.75}
+    assert run.scores == {"accuracy": 0.7667, "f1_macro": 0.75, "loss": 0.9}
     assert (run.trainable, run.parameters, run.train_s, run.peak_memory_gib) == (500, 10_000, 61.4, 1.25)
     assert run.saved_bytes == 2 * 1024**2
     assert run.train_curve == [(2, 2.0), (4, 1.4)]  # the step that was logged twice: the later record
@@ -83,6 +83,7 @@ def test_table_holds_both_kinds_of_runs_and_says_what_is_not_comparable(classifi
     assert "2.00" in text
     assert "rows.json, test.json" in text
     assert "Scores of validation rows, for want of test results: prefix" in text
+    assert "Losses of validation rows, for want of those of test rows: lora" in text
     alone = printed(read_runs([classifier]))
     assert "rouge-l" not in alone
     assert "different files" not in alone
@@ -93,6 +94,15 @@ def test_test_rows_without_labels_leave_the_validation_scores(classifier):
     (run,) = read_runs([classifier])
     assert (run.split, run.scored_file, run.scores) == ("eval", "dev.json", {"accuracy": 0.5, "loss": 0.9})
     assert run.confusion is None
+
+
+@pytest.mark.parametrize("content", ["", ",a,b\n", ",a,b\na,1,2\n", ",a,b\na,1\nb,1,2\n", ",a,b\na,1,2\nb,3,", "\n\n"])
+def test_a_damaged_matrix_is_left_out(classifier, content):
+    (classifier / "predict_confusion.csv").write_text(content)
+    (classifier / "metrics.jsonl").write_bytes(b'{"step": 2, "loss": 2.0}\n\xff\xfe\n')
+    (run,) = read_runs([classifier])
+    assert run.confusion is None
+    assert run.train_curve == [(2, 2.0)]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path):

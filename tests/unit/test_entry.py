@@ -42,6 +42,23 @@ def test_other_errors_keep_their_traceback(monkeypatch):
         entry.run(lambda: 1 / 0)
 
 
+def test_the_libraries_say_nothing_at_the_start_and_show_no_bars(monkeypatch):
+    script = """if True:
+        import logging
+        from softlaunch.arguments import parse_arguments
+        from softlaunch import entry
+        import sys, transformers, huggingface_hub.utils as hub
+        assert logging.getLogger("bitsandbytes").level == logging.NOTSET
+        for downloads in (True, False):
+            entry.sys.stderr.isatty = lambda: downloads
+            entry.run(lambda: None)
+            assert not transformers.utils.logging.is_progress_bar_enabled()
+            assert hub.are_progress_bars_disabled() is not downloads"""
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_deepspeed_config_is_found_in_the_project_of_the_recipe(monkeypatch, tmp_path):
     for name in ("project/recipes/recipe.py", "project/ds_configs/zero2.json", "user/mine.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

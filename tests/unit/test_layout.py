@@ -35,7 +35,7 @@ ALLOWED = {
     "record": {"arguments"},
     "launching": {"arguments"},
     "entry": {"lifeline", "preemption", "restarts"},
-    "adapter_files": set(),
+    "adapter_files": {"arguments"},
     "new_directory": set(),
     "run_directory": set(),
     "commands": {

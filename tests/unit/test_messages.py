@@ -18,6 +18,7 @@ from softlaunch.messages import language, say
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*ROOT.glob("src/**/*.py"), *ROOT.glob("recipes/*.py")])
 CATALOGUE = json.loads((ROOT / "src/softlaunch/messages/zh.json").read_text(encoding="utf-8"))
+LOGGED = [f"logger.{level}" for level in ("info", "warning", "error", "exception", "critical")]
 LOCALES = ("LC_ALL", "LC_MESSAGES", "LANG", "LANGUAGE")
 
 # Said elsewhere than where they are written: a bad row's kind, an idle option's reason, a required option's help
@@ -80,6 +81,18 @@ def places(template: str) -> list[tuple]:
 def test_every_message_is_a_constant():
     assert len(TEMPLATES) > 100
     assert not LOOSE, "\n".join(LOOSE)
+
+
+def test_no_line_of_the_log_is_written_where_it_is_logged():
+    """`say` says it; what a logger takes itself can only be a place for that."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func) in LOGGED
+                and isinstance(node.args[0], ast.Constant)
+            ):
+                assert node.args[0].value == "%s", f"{path}:{node.lineno}: {ast.unparse(node)}"
 
 
 def test_no_message_is_built_in_an_f_string():

@@ -41,7 +41,8 @@ def test_lines_where_there_is_no_terminal(tmp_path, capsys):
 
 
 def test_table_at_the_start(tmp_path, capsys):
-    run = trainer(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, warmup_steps=1)
+    output_dir = tmp_path / "[v2]"
+    run = trainer(output_dir, per_device_train_batch_size=2, gradient_accumulation_steps=2, warmup_steps=1)
     run.train()
     out = capsys.readouterr().out
     for part in (
@@ -53,6 +54,7 @@ def test_table_at_the_start(tmp_path, capsys):
         "0.01, linear, 1 steps of warm-up",
         "(glm, float32)",
         "│ cpu ",
+        "[v2]",
     ):
         assert part in out
 
@@ -62,11 +64,12 @@ def test_one_bar_in_a_terminal(tmp_path, capsys):
     file = in_terminal(run)
     run.train()
     run.evaluate()
+    run.predict(run.eval_dataset)
     text = file.getvalue()
     assert re.search(r"4/4.*loss \d\.\d{4}  [\d,]+ tokens/s.*\d:\d\d:\d\d", text)
     assert text.count("on held-out rows: loss") == 2
     assert "learning rate" not in text.partition("Training")[2].partition("└")[2], "no lines beside the bar"
-    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 2, "the cursor is hidden and shown again"
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 3, "the cursor is hidden and shown again"
     assert capsys.readouterr() == ("", "")
 
 

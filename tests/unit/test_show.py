@@ -14,6 +14,7 @@ from softlaunch.commands import show as show_command
 from softlaunch.data.encode import EncodeOptions, encode_for_training
 from softlaunch.data.explain import explain_row
 from softlaunch.errors import ArgumentError, DataError
+from tests.encoders import write_encoder
 from tests.tokenizer_files import write_released_chatglm
 
 ROWS = [
@@ -102,6 +103,34 @@ def test_colours_stand_in_for_marks_in_a_terminal(show, monkeypatch):
 def test_mistakes(show, words, error, message):
     with pytest.raises(error, match=message.replace("?", r"\?")):
         show(*words)
+
+
+def test_rows_of_a_classifier_are_texts_and_classes(tmp_path, monkeypatch, capsys, caplog):
+    base = write_encoder(tmp_path / "base")
+    rows = [("球队冠军", "股市", 1), ("今日有雨", "雪", 0), ("晴", "风", 0), ("球", "雨", 1)]
+    (tmp_path / "rows.tsv").write_text("a\tb\tlabel\n" + "".join(f"{a}\t{b}\t{n}\n" for a, b, n in rows), "utf-8")
+    (tmp_path / "class.txt").write_text("天气\n体育\n", encoding="utf-8")
+    run = {"train_file": str(tmp_path / "rows.tsv"), "class_file": str(tmp_path / "class.txt"), "do_train": True}
+    columns = {"text_column": "a", "text_pair_column": "b", "do_eval": True, "report_to": "wandb"}
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({**run, **columns, "model_name_or_path": str(base), "output_dir": "x"}))
+
+    def show(*words):
+        monkeypatch.setattr(sys, "argv", ["softlaunch", "show", str(file), *words])
+        cli._main()
+        return capsys.readouterr().out
+
+    assert show().count("tokens, class") == 3
+    found = show("--row", "0", "--max_source_length", "6").replace(" ", "")
+    assert f"{tmp_path}/rows.tsv:2,row0:6tokens,class体育\n" in found
+    assert "\n[CLS]球队[SEP]股[SEP]\n" in found
+    assert "cutoffofthetext,2tokens:冠军\ncutoffofthesecondtext,1tokens:市\n" in found
+    assert "ids:2[CLS]27球34队3[SEP]29股3[SEP]\n" in found
+    assert "has no effect" not in caplog.text
+    with pytest.raises(DataError, match="no usable row 4: the rows read are 0 to 3"):
+        show("--row", "4")
+    with pytest.raises(ArgumentError, match="names no test_file"):
+        show("--file", "test")
 
 
 @pytest.mark.parametrize("legacy", [False, True])

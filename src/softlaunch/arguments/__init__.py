@@ -4,6 +4,7 @@ Names are those of the original ChatGLM scripts and of transformers' Seq2SeqTrai
 one of the five dataclasses in `groups`; nothing else need be told of a new one.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
         TrainingArguments,
         TuningArguments,
     )
-    from softlaunch.arguments.parse import parse_arguments, parse_model_and_data
+    from softlaunch.arguments.parse import parse_arguments, parse_to_look
 
 __all__ = [
     "Arguments",
@@ -26,12 +27,22 @@ __all__ = [
     "TrainingArguments",
     "TuningArguments",
     "parse_arguments",
-    "parse_model_and_data",
+    "parse_to_look",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the dataclasses where they are used: they need transformers, which commands that only look do not."""
+    """Import the dataclasses where they are used: they need transformers, which commands that only look do not.
+
+    It brings bitsandbytes with it, which asks for an optional kernel at every start, quantized base or not:
+    not here.
+    """
     if name not in __all__:
         raise AttributeError(name)
-    return getattr(import_module(f"{__name__}.{'parse' if name.startswith('parse_') else 'groups'}"), name)
+    asking = logging.getLogger("bitsandbytes")
+    level = asking.level
+    asking.setLevel(logging.ERROR)
+    try:
+        return getattr(import_module(f"{__name__}.{'parse' if name.startswith('parse_') else 'groups'}"), name)
+    finally:
+        asking.setLevel(level)

@@ -1,7 +1,7 @@
 """Options that contradict each other, as far as the arguments alone can tell."""
 
-import codecs
 from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from softlaunch.messages import say
@@ -11,6 +11,16 @@ Finding = tuple[tuple[str, ...], str]
 
 # a run's step and the file that it works on
 _STEPS = (("do_train", "train_file"), ("do_eval", "validation_file"), ("do_predict", "test_file"))
+
+# What an evaluation finds, by which the best checkpoint can be chosen
+CLASS_SCORES = (
+    *("accuracy", "precision_macro", "recall_macro", "f1_macro"),
+    *("precision_weighted", "recall_weighted", "f1_weighted"),
+)
+ANSWER_SCORES = (
+    *("rouge-1", "rouge-2", "rouge-l", "bleu-4"),
+    *("empty_predictions", "repeated_predictions", "looping_predictions"),
+)
 
 
 def find_conflicts(values: Mapping[str, Any], *, classifies: bool = False) -> Iterator[Finding]:
@@ -35,15 +45,7 @@ def find_conflicts(values: Mapping[str, Any], *, classifies: bool = False) -> It
                 "save_strategy alike"
             ),
         )
-    metric = values["metric_for_best_model"] or ""
-    if metric.removeprefix("eval_").startswith(("rouge", "bleu")) and not values["predict_with_generate"]:
-        yield (
-            ("metric_for_best_model", "predict_with_generate"),
-            say(
-                "metric_for_best_model {metric} scores generated answers: set predict_with_generate or choose loss",
-                metric=metric,
-            ),
-        )
+    yield from _check_metric(values, classifies)
     if values["prefix_init"] == "text" and not values["prefix_init_text"]:
         yield (
             ("prefix_init", "prefix_init_text"),
@@ -66,12 +68,28 @@ def find_conflicts(values: Mapping[str, Any], *, classifies: bool = False) -> It
         )
     if values["fp16"] and values["bf16"]:
         yield ("fp16", "bf16"), say("fp16 and bf16 exclude each other: bf16 where the hardware has it, else fp16")
-    if values["file_encoding"] and not _is_encoding(values["file_encoding"]):
+
+
+def _check_metric(values: Mapping[str, Any], classifies: bool) -> Iterator[Finding]:
+    metric = values["metric_for_best_model"]
+    if metric is None:
+        return
+    name, known = metric.removeprefix("eval_"), ("loss", *(CLASS_SCORES if classifies else ANSWER_SCORES))
+    if name not in known:
+        near = get_close_matches(name.lower(), known, n=1)
+        message = say(
+            "metric_for_best_model {metric} is no score of this recipe, which has: {known}. {hint}",
+            metric=metric,
+            known=", ".join(known),
+            hint=say('Did you mean "{near}"?', near=near[0]) if near else "",
+        )
+        yield ("metric_for_best_model",), message.rstrip()
+    elif name in ANSWER_SCORES and not values["predict_with_generate"]:
         yield (
-            ("file_encoding",),
+            ("metric_for_best_model", "predict_with_generate"),
             say(
-                "file_encoding {name} is unknown: give one that Python knows, as utf-8 or gb18030",
-                name=values["file_encoding"],
+                "metric_for_best_model {metric} scores generated answers: set predict_with_generate or choose loss",
+                metric=metric,
             ),
         )
 
@@ -97,11 +115,3 @@ def find_idle_values(values: Mapping[str, Any], given: Collection[str]) -> Itera
                 prefix_init=values["prefix_init"],
             ),
         )
-
-
-def _is_encoding(name: str) -> bool:
-    try:
-        codecs.lookup(name)
-    except LookupError:
-        return False
-    return True

@@ -1,9 +1,11 @@
 """Tuning methods by name: which options belong to which, and which one a run asks for."""
 
 from collections.abc import Collection, Container
+from pathlib import Path
 
 from softlaunch.arguments.groups import Arguments, TuningArguments
 from softlaunch.errors import ArgumentError
+from softlaunch.files import read_json_object
 
 # method → (recipe, its own options)
 _METHODS: dict[str, tuple[str, frozenset[str]]] = {
@@ -60,6 +62,15 @@ def choose_methods(tuning: TuningArguments, given_names: Container[str], allowed
     foreign = [name for name in given if not any(name in _METHODS[method][1] for method in methods)]
     if foreign:
         others = methods_with(foreign[0])
+        here = [method for method in others if method in allowed]
+        if here:
+            raise ArgumentError(
+                "two methods are asked for at once: {method}, and {other} by {options}; take these options out, or set "
+                "tuning to {other}",
+                method=chosen,
+                other=here[0],
+                options=", ".join(foreign),
+            )
         raise ArgumentError(
             "two methods are asked for at once: {method}, and {other} by {options}; take these options out, or set "
             "tuning to {other} (recipes/{recipe}). Only p_tuning_v2 and lora go together",
@@ -84,6 +95,15 @@ def given_options(arguments: Arguments, methods: Container[str]) -> list[str]:
 def methods_with(option: str) -> list[str]:
     """The methods that have this option."""
     return [method for method, (_, options) in _METHODS.items() if option in options]
+
+
+def method_of_classifier(path: str) -> str | None:
+    """The method of the newest classifier that a run has left in `path`, or in `adapter/` or `model/` there."""
+    files = [Path(path) / part / "config.json" for part in (".", "adapter", "model")]
+    settings = {file: read_json_object(file).get("softlaunch") for file in files}
+    methods = {file: found.get("method") for file, found in settings.items() if isinstance(found, dict)}
+    known = [file for file, method in methods.items() if method in _METHODS]
+    return methods[max(known, key=lambda file: file.stat().st_mtime)] if known else None
 
 
 def _first(allowed: Collection[str], given: list[str]) -> str:

@@ -21,9 +21,10 @@ from softlaunch.arguments.groups import (
 )
 from softlaunch.arguments.help import format_help
 from softlaunch.arguments.learning_rates import find_far_learning_rate, in_words, learning_rate_of
-from softlaunch.arguments.methods import choose_methods
+from softlaunch.arguments.methods import choose_methods, method_of_classifier
 from softlaunch.arguments.old_names import Idle, current_options, find_idle, find_old_name, idle_names, old_names
 from softlaunch.arguments.options import Option, Refused, from_json, from_text
+from softlaunch.arguments.packages import find_missing_packages
 from softlaunch.arguments.sources import Given, read_sources
 from softlaunch.errors import ArgumentError
 from softlaunch.messages import say
@@ -72,11 +73,17 @@ def parse_arguments(
     return _construct(_read(argv, unused, methods, classifies=classifies, defaults=defaults), argv)
 
 
-def parse_model_and_data(argv: list[str]) -> tuple[ModelArguments, DataArguments]:
-    """As `parse_arguments`, for who only looks at a run: the training's options are checked, but its devices, files and
-    processes need not be there."""
-    reading = _read(argv)
-    return ModelArguments(**reading.of_group("model")), DataArguments(**reading.of_group("data"))
+def parse_to_look(
+    argv: list[str], *, classifies: bool = False, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[ModelArguments, DataArguments, ClassificationArguments]:
+    """As `parse_arguments`, for who only looks at a run: the training's options are checked, but its devices, files,
+    packages and processes need not be there."""
+    reading = _read(argv, classifies=classifies, defaults=defaults)
+    return (
+        ModelArguments(**reading.of_group("model")),
+        DataArguments(**reading.of_group("data")),
+        ClassificationArguments(**reading.of_group("classification")),
+    )
 
 
 def check_options(
@@ -113,7 +120,7 @@ def _read(
     reading.values = {**defaults, **reading.values}
     reading.check(frozenset(unused), classifies)
     if methods and not reading.problems:
-        reading.settle_learning_rate(methods)
+        reading.settle_learning_rate(methods, classifies=classifies)
     if logs and os.environ.get("RANK", "0") == "0":  # before the process group exists there is nothing else to ask
         for warning in reading.warnings:
             logger.warning(warning)
@@ -204,13 +211,25 @@ class _Reading:
         """The values of one group of options."""
         return {name: value for name, value in self.values.items() if current_options()[name].group == group}
 
-    def settle_learning_rate(self, allowed: Collection[str]) -> None:
-        """The method's own where none is given; a warning where one is given that is far from it."""
-        methods = choose_methods(TuningArguments(**self.of_group("tuning")), self.values, allowed)
+    def find_missing_packages(self) -> list[str]:
+        """The problems with what is installed here."""
         values = {name: option.default for name, option in current_options().items()} | self.values
-        self.warnings += [self._trace(finding) for finding in find_far_learning_rate(methods, values, self.values)]
-        if values["do_train"] and not {"learning_rate"} & {*self.values, *self.refused}:
-            self.values["learning_rate"] = learning_rate_of(methods, values)
+        return [self._trace(finding) for finding in find_missing_packages(values)]
+
+    def settle_learning_rate(self, allowed: Collection[str], *, classifies: bool) -> None:
+        """The method's own where none is given; a warning where one is given that is far from it."""
+        values = {name: option.default for name, option in current_options().items()} | self.values
+        if not values["do_train"]:
+            return
+        tuning = TuningArguments(**self.of_group("tuning"))
+        trained = method_of_classifier(tuning.adapter) if classifies and tuning.adapter else None
+        methods = (trained,) if trained else choose_methods(tuning, self.values, allowed)
+        works = learning_rate_of(methods, values, classifies=classifies)
+        if "learning_rate" in self.values:
+            far = find_far_learning_rate(methods, works, self.values["learning_rate"])
+            self.warnings += [self._trace(finding) for finding in far]
+        else:
+            self.values["learning_rate"] = works
             self.settled["learning_rate"] = f"default of {in_words(methods)}"
 
     def _is_sure(self, finding: Finding) -> bool:
@@ -269,7 +288,9 @@ def _list_problems(problems: list[str]) -> ArgumentError:
 
 def _construct(reading: _Reading, argv: list[str]) -> Arguments:
     """The five groups. TrainingArguments come last: to make them touches devices and the process group."""
-
+    missing = reading.find_missing_packages()
+    if missing:
+        raise _list_problems(missing)
     model = ModelArguments(**reading.of_group("model"))
     tuning = TuningArguments(**reading.of_group("tuning"))
     data = DataArguments(**reading.of_group("data"))

@@ -137,6 +137,9 @@ def _remarks(runs: list[RunSummary]) -> list[str]:
     validated = [run.name for run in scored if run.split == "eval"]
     if validated:
         remarks.append(say("Scores of validation rows, for want of test results: {runs}", runs=", ".join(validated)))
+    lost = [run.name for run in scored if run.lost_in_validation]
+    if lost:
+        remarks.append(say("Losses of validation rows, for want of those of test rows: {runs}", runs=", ".join(lost)))
     files = {run.scored_file for run in scored if run.scored_file}
     if len(files) > 1:
         remarks.append(say("The scores come from different files: {files}", files=", ".join(sorted(files))))

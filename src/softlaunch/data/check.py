@@ -62,7 +62,21 @@ def require_columns(path: Path, rows: list[dict[str, Any]], needed: Iterable[str
         path=path,
         column=missing[0],
         columns=columns,
-        hint=say('Did you mean "{near}"?', near=near[0]) if near else advice,
+        hint=_other_separator(path, found) or (say('Did you mean "{near}"?', near=near[0]) if near else advice),
+    )
+
+
+def _other_separator(path: Path, found: list[str]) -> str | None:
+    """What to say of a table that another character divides into columns than its name says."""
+    own = {".csv": ",", ".tsv": "\t", ".txt": "\t"}.get(path.suffix.lower())
+    other = next((c for c in ";|\t," if c in found[0] and c != own), None) if own and len(found) == 1 else None
+    if other is None:
+        return None
+    return say(
+        "It seems to have {found!r} between its columns; a {suffix} file has {own!r} there.",
+        found=other,
+        suffix=path.suffix,
+        own=own,
     )
 
 
@@ -119,7 +133,7 @@ def text_problem(fields: dict[str, Any], name: str, *, required: bool) -> BadRow
     if isinstance(value, str):
         if required and not value.strip():
             return BadRow('"{column}" is empty', column=name)
-        return None if _is_unicode(value) else _half_character(name)
+        return None if is_unicode(value) else _half_character(name)
     if value is not None:
         return _not_a_string(name, value)
     if not required:
@@ -138,7 +152,7 @@ def _half_character(name: str) -> BadRow:
     return BadRow('"{column}" holds half a character (an unpaired surrogate, such as \\ud83d)', column=name)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether the text can be stored and tokenized: JSON can spell one half of a surrogate pair, UTF-8 cannot."""
     try:
         text.encode()
@@ -158,7 +172,7 @@ def _history(fields: dict[str, Any], name: str) -> Turns | BadRow:
         return []
     if not isinstance(value, list) or not all(_is_pair(pair) for pair in value):
         return _bad_history(name, value)
-    if not all(_is_unicode(text) for pair in value for text in pair):
+    if not all(is_unicode(text) for pair in value for text in pair):
         return _half_character(name)
     return value
 

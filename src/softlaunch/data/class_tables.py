@@ -6,6 +6,7 @@ from io import StringIO
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from softlaunch.messages import say
 
@@ -25,7 +26,7 @@ def balance_table(names: Sequence[str], labels: Mapping[str, Sequence[int]]) -> 
         for step, of_step in labels.items():
             share = counts[step][number] / max(1, len(of_step))
             cells += [f"{counts[step][number]:,}", f"{100 * share:.1f}"]
-        table.add_row(name, *cells)
+        table.add_row(Text(name), *cells)
     return _as_text(table)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from softlaunch.arguments import Arguments
+from softlaunch.arguments import Arguments, ClassificationArguments
 from softlaunch.data.check import Problems, say_kind
 from softlaunch.data.class_tables import balance_table, length_table
 from softlaunch.data.classes import Classes, check_class_file, check_number, classes_of_labels, read_class_file, shorten
@@ -22,6 +23,8 @@ from softlaunch.messages import say
 
 logger = logging.getLogger(__name__)
 
+_MANY_ROWS = 20  # from which on classes of one row each are no accident
+_TABLES = (".csv", ".tsv", ".txt")  # a header may be their first line
 _MAX_SHOWN = 5  # texts named that stand in training and in validation
 
 
@@ -115,22 +118,25 @@ class _Read:
 
 def _read_all(arguments: Arguments) -> dict[str, _Read]:
     """The rows of every step that has a source of its own; training rows also where validation is cut from them."""
-    labels, data = arguments.classification, arguments.data
-    codec, found = codec_name(data.file_encoding), {}
+    codec, found = codec_name(arguments.data.file_encoding), {}
     for step, source in find_sources(arguments).items():
-        pair = labels.text_pair_column
-        columns = LabelColumns(
-            text=str(labels.text_column),
-            label=str(labels.label_column),
-            pair=None if pair is None else str(pair),
-            require_label=step != "test",
-        )
+        columns = columns_of(arguments.classification, require_label=step != "test")
         found[step] = _Read(source, *read_labelled(source.path, columns, codec, source.split))
     return found
 
 
+def columns_of(options: ClassificationArguments, *, require_label: bool) -> LabelColumns:
+    """The columns that the options name."""
+    pair = options.text_pair_column
+    return LabelColumns(
+        str(options.text_column), str(options.label_column), None if pair is None else str(pair), require_label
+    )
+
+
 def _classes(arguments: Arguments, train: _Read) -> Classes:
     options = arguments.classification
+    if not train.rows:
+        raise train.problems.error(train.source.path)
     labels = {row.label for row in train.rows if row.label is not None}
     names = train.source.class_names(str(options.label_column))
     if options.class_file:
@@ -141,7 +147,37 @@ def _classes(arguments: Arguments, train: _Read) -> Classes:
     else:
         classes = classes_of_labels(labels)
     check_number(classes, options.num_labels, options.class_file or train.source.path)
+    _warn_of_columns(train, options, labels)
     return classes
+
+
+def _warn_of_columns(train: _Read, options: ClassificationArguments, labels: Collection[str]) -> None:
+    """Warn of columns that look like others: texts taken for classes, a header taken for a row."""
+    rows, path = train.rows, train.source
+    if len(rows) >= _MANY_ROWS and len(labels) > len(rows) / 2:
+        logger.warning(
+            say(
+                "{path}: {classes:,} classes in {rows:,} rows: are text_column {text} and label_column {label} "
+                "swapped?",
+                path=path,
+                classes=len(labels),
+                rows=len(rows),
+                text=options.text_column,
+                label=options.label_column,
+            )
+        )
+        return
+    counts = Counter(row.label for row in rows)
+    alone = [label for label, count in counts.items() if count == 1]
+    if rows[0].number == 1 and alone == [rows[0].label] and path.path.suffix.lower() in _TABLES:
+        logger.warning(
+            say(
+                "{place}: the first line is taken for a row, and no other is of its class {name}. If it is a header, "
+                "set text_column and label_column to its names",
+                place=path.place(rows[0]),
+                name=rows[0].label,
+            )
+        )
 
 
 def _known_rows(read: _Read, classes: Classes, skip_bad_rows: bool) -> list[LabelledRow]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from softlaunch.data.classification import encode_texts
 from softlaunch.data.encode import (
     IGNORED_LABEL,
     EncodeOptions,
@@ -14,6 +15,9 @@ from softlaunch.data.encode import (
     encode_for_training,
     encode_prompts,
 )
+from softlaunch.data.labelled import LabelledRow
+
+_NO_LIMIT = 1 << 30
 
 
 class Token(NamedTuple):
@@ -26,7 +30,7 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True)
 class Cut:
-    """What the limits left out: of a part of the row, so many tokens, with this text."""
+    """What the limits left out: of a part of the row ("prompt", "answer"; "text", "second text"), so many tokens."""
 
     part: str
     num_tokens: int
@@ -85,3 +89,16 @@ def _text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     """A token as text, with its leading space; its name in the vocabulary where it is a part of a character."""
     text, name = str(tokenizer.decode([token_id])), str(tokenizer.convert_ids_to_tokens(token_id))
     return name if "\ufffd" in text or name.startswith("▁") or not text else text
+
+
+def explain_text(row: LabelledRow, tokenizer: PreTrainedTokenizerBase, max_length: int) -> ExplainedRow:
+    """A text, or a pair of texts, as a classifier sees it; no token of it carries loss."""
+    kept, whole = (encode_texts(tokenizer, [row.text], [row.pair], n).encodings[0] for n in (max_length, _NO_LIMIT))
+    tokens = [Token(token_id, str(tokenizer.decode([token_id])), False) for token_id in kept.ids]
+    cuts = []
+    for number, (part, text) in enumerate((("text", row.text), ("second text", row.pair or ""))):
+        num_lost = whole.sequence_ids.count(number) - kept.sequence_ids.count(number)
+        ends = [end for (_, end), of in zip(kept.offsets, kept.sequence_ids, strict=True) if of == number]
+        if num_lost:
+            cuts.append(Cut(part, num_lost, text[max(ends, default=0) :]))
+    return ExplainedRow(row.row_id, tokens, [(str(tokenizer.decode(kept.ids)), False)], cuts)

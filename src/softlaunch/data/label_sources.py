@@ -5,8 +5,8 @@ from pathlib import Path
 
 import datasets
 
-from softlaunch.arguments import Arguments
-from softlaunch.data.hub import hub_splits
+from softlaunch.arguments import Arguments, DataArguments
+from softlaunch.data.hub import hub_rows, hub_splits
 from softlaunch.data.labelled import LabelledRow
 from softlaunch.data.sources import place
 from softlaunch.errors import DataError
@@ -31,7 +31,8 @@ class Source:
     def class_names(self, column: str) -> list[str] | None:
         """The names of the classes, if the dataset itself knows them."""
         saved = (self.path / "state.json").is_file()
-        features = datasets.load_from_disk(str(self.path)).features if saved else getattr(self.split, "features", {})
+        rows = datasets.load_from_disk(str(self.path)) if saved else self.split
+        features = getattr(hub_rows(self.path) if rows is None else rows, "features", {})
         kind = features.get(column)
         return kind.names if isinstance(kind, datasets.ClassLabel) else None
 
@@ -64,6 +65,13 @@ def find_sources(arguments: Arguments) -> dict[str, Source]:
             )
         sources = {"train": splits.get("train", Source(Path(data.train_file))), **sources}
     return sources
+
+
+def find_source(data: DataArguments, step: str) -> Source | None:
+    """The source of a step if there is one, whether the run takes it or not. Raises DataError as `find_sources`."""
+    splits = _splits(data.train_file) if data.train_file else {}
+    file = getattr(data, f"{step}_file")
+    return Source(Path(file)) if file and not (splits and step == "train") else splits.get(step)
 
 
 def _splits(name: str) -> dict[str, Source]:

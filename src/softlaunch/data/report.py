@@ -11,6 +11,7 @@ import datasets
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from softlaunch.arguments import DataArguments
 from softlaunch.messages import say
@@ -70,7 +71,8 @@ class LengthReport:
             what = say("prompt") if part == "source" else say("answer")
             num_cut = sum(n > 0 for n in cut)
             cells = [f"{number:,}" for number in (*numbers, limit, num_cut)]
-            table.add_row(Path(file).name if names_differ else file, what, *cells, style="yellow" if num_cut else None)
+            shown = Text(Path(file).name if names_differ else file)
+            table.add_row(shown, what, *cells, style="yellow" if num_cut else None)
         return table
 
 

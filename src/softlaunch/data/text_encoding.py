@@ -12,22 +12,23 @@ _GUESSES = ("utf-8", "gb18030")
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def codec_name(file_encoding: str) -> str:
-    """Python's name of an encoding; for UTF-8 the one that also accepts a byte order mark.
+def codec_name(name: str, option: str = "file_encoding") -> str:
+    """Python's name of the encoding that `option` names; for UTF-8 the one that also accepts a byte order mark.
 
     Raises:
         ArgumentError: no text encoding has this name.
     """
     try:
-        io.TextIOWrapper(io.BytesIO(), encoding=file_encoding)  # unlike codecs.lookup, refuses "hex" and the like
+        io.TextIOWrapper(io.BytesIO(), encoding=name)  # unlike codecs.lookup, refuses "hex" and the like
     except LookupError:
         raise ArgumentError(
-            'file_encoding is "{file_encoding}", which is no known text encoding. Write "utf-8", "gb18030" '
+            '{option} is "{name}", which is no known text encoding. Write "utf-8", "gb18030" '
             '(covers GBK and GB2312), "big5", "utf-16" or another name that Python knows.',
-            file_encoding=file_encoding,
+            option=option,
+            name=name,
         ) from None
-    name = codecs.lookup(file_encoding).name
-    return "utf-8-sig" if name == "utf-8" else name
+    codec = codecs.lookup(name).name
+    return "utf-8-sig" if codec == "utf-8" else codec
 
 
 def encoding_error(path: Path, codec: str) -> DataError:

@@ -16,6 +16,7 @@ from typing import Any, cast, overload
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from softlaunch.data.check import is_unicode
 from softlaunch.data.classification import encode_texts
 from softlaunch.errors import CheckpointError, DataError
 from softlaunch.models.encoder import load_encoder, load_text_tokenizer
@@ -59,9 +60,10 @@ class TextClassifier:
         """The predictions one after the other, computed `batch_size` at a time."""
         remaining = iter(texts)
         while batch := list(islice(remaining, batch_size)):
-            yield from self._predict([self._checked(text) for text in batch])
+            yield from self._predict([self.checked(text) for text in batch])
 
-    def _checked(self, text: Text) -> tuple[str, str | None]:
+    def checked(self, text: Text) -> tuple[str, str | None]:
+        """A text and the one that it is paired with, if any. Raises DataError for what cannot be classified."""
         first, second = text if isinstance(text, tuple) else (text, None)
         if (second is not None) != self.pairs:
             if self.pairs:
@@ -69,6 +71,8 @@ class TextClassifier:
             raise DataError("this classifier was trained on single texts, not on pairs")
         if not first.strip() or (second is not None and not second.strip()):
             raise DataError("a text is empty: there is nothing to classify")
+        if not is_unicode(first + (second or "")):
+            raise DataError("a text holds bytes or half characters that are no text")
         return first, second
 
     @torch.no_grad()
@@ -107,8 +111,18 @@ def load_classifier(
     whole = settings.method in WHOLE_MODELS
     path = str(directory) if whole else base or settings.base
     has_tokenizer = whole and (directory / "tokenizer_config.json").is_file()
-    tokenizer = load_text_tokenizer(path if has_tokenizer else base or settings.base, settings.max_length)
-    encoder = load_encoder(path, classes, must_be_trained=whole, will_be_loaded=not whole)
+    try:
+        tokenizer = load_text_tokenizer(path if has_tokenizer else base or settings.base, settings.max_length)
+        encoder = load_encoder(path, classes, must_be_trained=whole, will_be_loaded=not whole)
+    except CheckpointError as error:
+        if base is not None or Path(settings.base).exists():
+            raise
+        raise CheckpointError(
+            "{error}\nThe base model of this classifier was {base}. If it lies elsewhere now, name its directory with "
+            "base=… or --base",
+            error=error,
+            base=settings.base,
+        ) from error
     model: Any = encoder.model if whole else load_trained(encoder.model, directory)
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"

@@ -57,9 +57,9 @@ def draw_confusion_on(axes, matrix: np.ndarray, names: Sequence[str], font: str 
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     labels = list(names) if font else [str(number) for number in range(len(names))]
-    family = {"fontfamily": font} if font else {}
-    axes.set_xticks(range(len(names)), labels, rotation=45 if font else 0, ha="right" if font else "center", **family)
-    axes.set_yticks(range(len(names)), labels, **family)
+    style = {"parse_math": False, **({"fontfamily": font} if font else {})}  # a name may hold dollar signs
+    axes.set_xticks(range(len(names)), labels, rotation=45 if font else 0, ha="right" if font else "center", **style)
+    axes.set_yticks(range(len(names)), labels, **style)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     axes.set_title(title)

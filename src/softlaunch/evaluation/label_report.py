@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rich.text import Text
 from softlaunch.data.classification import Texts
 from softlaunch.evaluation.confusion_picture import draw_confusion
 from softlaunch.evaluation.label_metrics import confusion, label_scores, scores_per_class
+from softlaunch.evaluation.run_summary import read_confusion
 from softlaunch.messages import say
 from softlaunch.run_directory import PREDICTIONS_FILE
 
@@ -28,8 +29,8 @@ def report_classes(
 ) -> dict[str, Any]:
     """Write and print what `logits` (rows, classes), in the order of `texts`, say about the rows of a step.
 
-    Leaves `<step>_confusion.csv` and `.png` and `<step>_mistakes.jsonl`; of `predict`, `predictions.jsonl` too. Returns
-    the scores, `<step>_…`, with those of every class; none where the rows have no labels.
+    Leaves `<step>_confusion.csv` and `<step>_mistakes.jsonl`; of `predict`, `predictions.jsonl` too. Returns the
+    scores, `<step>_…`, with those of every class; none where the rows have no labels.
     """
     labels, probabilities = np.array(texts.encoded["labels"][:]), softmax(logits)
     records = list(predictions(texts, probabilities, labels, names))
@@ -40,9 +41,7 @@ def report_classes(
         return {}
     matrix = confusion(logits[labelled], labels[labelled], len(names))
     _write_matrix(output_dir / f"{step}_confusion.csv", matrix, names)
-    scores, per_class = label_scores(logits[labelled], labels[labelled]), None
-    title = f"{step}: accuracy {scores['accuracy']:.4f}, macro F1 {scores['f1_macro']:.4f}"
-    draw_confusion(matrix, names, output_dir / f"{step}_confusion.png", title=title)
+    scores = label_scores(logits[labelled], labels[labelled])
     per_class = scores_per_class(logits[labelled], labels[labelled], names)
     mistakes = confident_mistakes(texts, records)
     _write_lines(output_dir / f"{step}_mistakes.jsonl", mistakes)
@@ -55,6 +54,21 @@ def report_classes(
         f"{step}_num_labelled": int(labelled.sum()),
         f"{step}_per_class": per_class,
     }
+
+
+def draw_classes(step: str, metrics: Mapping[str, Any], output_dir: Path) -> None:
+    """Draw what `report_classes` has left, `<step>_confusion.png`; nothing where the rows had no labels."""
+    if f"{step}_per_class" in metrics:
+        found = read_confusion(output_dir / f"{step}_confusion.csv")
+        assert found is not None  # just written
+        scores = {name: metrics[f"{step}_{name}"] for name in ("accuracy", "f1_macro")}
+        draw_confusion(
+            np.array(found.counts), found.names, output_dir / f"{step}_confusion.png", title=_title(step, scores)
+        )
+
+
+def _title(step: str, scores: Mapping[str, float]) -> str:
+    return f"{step}: accuracy {scores['accuracy']:.4f}, macro F1 {scores['f1_macro']:.4f}"
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -100,9 +114,7 @@ def confident_mistakes(texts: Texts, records: Sequence[dict[str, Any]]) -> list[
 def _tables(
     step: str, scores: dict[str, float], per_class: dict[str, dict[str, float]], mistakes: list[dict[str, Any]]
 ) -> Group:
-    classes = Table(
-        title=f"{step}: accuracy {scores['accuracy']:.4f}, macro F1 {scores['f1_macro']:.4f}", min_width=_TITLE_WIDTH
-    )
+    classes = Table(title=_title(step, scores), min_width=_TITLE_WIDTH)
     for name in (say("class"), "precision", "recall", "f1", say("rows")):
         classes.add_column(name, justify="left" if name == say("class") else "right")
     for name, values in per_class.items():

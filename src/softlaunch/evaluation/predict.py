@@ -173,7 +173,8 @@ def predict(
     done = {record["row_id"] for record in _read(directory, settings)}
     todo = [index for index, row_id in enumerate(rows["row_id"]) if row_id not in done]
     if done and todo:
-        logger.info("%d of %d rows are answered already, going on with the rest", len(done), len(rows))
+        counts = {"done": len(done), "all": len(rows)}
+        logger.info(say("{done:,} of {all:,} rows are answered already, going on with the rest", **counts))
     wait_for_all()  # nobody writes before everybody has read
     lifeline.note(f"answering {len(todo)} rows")
     if todo:

@@ -29,8 +29,9 @@ class RunSummary:
     """One run. What its files do not tell is None, an empty curve or an absent score.
 
     `scores` are those of the test rows (`split` "predict"), or of the validation rows where there are no test results
-    ("eval"); `scored_file` is where these rows came from. `saved_bytes` is the size of the weights in `adapter/` or
-    `model/`. Curves are (step, loss) in the order of the steps.
+    ("eval"); `scored_file` is where these rows came from. The loss is that of validation rows (`lost_in_validation`)
+    where there is none of test rows. `saved_bytes` is the size of the weights in `adapter/` or `model/`. Curves are
+    (step, loss) in the order of the steps.
     """
 
     name: str
@@ -46,6 +47,7 @@ class RunSummary:
     train_curve: Curve
     validation_curve: Curve
     confusion: Confusion | None
+    lost_in_validation: bool
 
 
 def read_runs(directories: Iterable[Path]) -> list[RunSummary]:
@@ -75,6 +77,9 @@ def _read_run(path: Path, name: str) -> RunSummary:
     }
     split = next((split for split, found in scores.items() if found), None)  # test rows may bear no labels
     files = arguments.get("data", {})
+    lost_in_validation = split == "predict" and "loss" not in scores["predict"] and "loss" in scores["eval"]
+    if lost_in_validation:  # generated answers have none
+        scores["predict"]["loss"] = scores["eval"]["loss"]
     return RunSummary(
         name=name,
         method=_method(path, arguments),
@@ -88,7 +93,8 @@ def _read_run(path: Path, name: str) -> RunSummary:
         saved_bytes=_saved_bytes(path),
         train_curve=_curve(logged, "loss"),
         validation_curve=_curve(logged, "eval_loss"),
-        confusion=_read_confusion(path / f"{split}_confusion.csv"),
+        confusion=read_confusion(path / f"{split}_confusion.csv"),
+        lost_in_validation=lost_in_validation,
     )
 
 
@@ -127,10 +133,15 @@ def _saved_bytes(path: Path) -> int | None:
     return sum(file.stat().st_size for file in files) if files else None
 
 
-def _read_confusion(file: Path) -> Confusion | None:
-    """A header with the classes' names behind one empty cell, then a row per class, its name first."""
-    if not file.is_file():
+def read_confusion(file: Path) -> Confusion | None:
+    """A header with the classes' names behind one empty cell, then a row per class, its name first. None where there is
+    no such file, or a part of one.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            (_, *names), *rows = csv.reader(lines)
+        counts = [[int(count) for count in row[1:]] for row in rows]
+    except (OSError, ValueError, csv.Error):
         return None
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        header, *rows = csv.reader(lines)
-    return Confusion(header[1:], [[int(count) for count in row[1:]] for row in rows])
+    is_square = [len(names)] * len(names) == [len(row) for row in counts]
+    return Confusion(names, counts) if is_square and names else None

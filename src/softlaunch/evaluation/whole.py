@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from softlaunch.collective import every_process
+from softlaunch.messages import say
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,9 @@ def whole_weights(model: nn.Module) -> Iterator[bool]:
     num_bytes = sum(p.ds_numel * p.element_size() for p in split)
     if not _fits_everywhere(num_bytes):
         gib = num_bytes / 1024**3
-        logger.warning("the model's %.1f GiB do not fit: ZeRO-3 gathers it anew for every token, which is slow", gib)
+        logger.warning(
+            say("the model's {gib:.1f} GiB do not fit: ZeRO-3 gathers it anew for every token, which is slow", gib=gib)
+        )
         yield True
         return
     import deepspeed

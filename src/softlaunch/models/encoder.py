@@ -31,15 +31,29 @@ class HeadedEncoder:
     new: list[str]
 
 
-def load_text_tokenizer(path: str, max_length: int, **hub: Any) -> PreTrainedTokenizerBase:
+def load_text_tokenizer(
+    path: str, max_length: int, *, num_virtual_tokens: int = 0, **hub: Any
+) -> PreTrainedTokenizerBase:
     """The tokenizer of an encoder, padding on the right.
 
-    Raises ArgumentError when the encoder takes no `max_length` tokens, CheckpointError when there is no tokenizer.
+    Raises ArgumentError when the encoder takes no `max_length` tokens behind `num_virtual_tokens`, CheckpointError when
+    there is no tokenizer.
     """
     config = read_config(path, **hub)
     tokenizer = load_tokenizer(path, **hub)
     tokenizer.padding_side = "right"  # positions are absolute
     limit = min(tokenizer.model_max_length, config.get("max_position_embeddings", tokenizer.model_max_length))
+    if max_length <= limit < max_length + num_virtual_tokens:
+        raise ArgumentError(
+            "max_source_length {asked} and {virtual} virtual tokens in front are {sum} tokens, but {path} takes at "
+            "most {limit}: set max_source_length to {fits}, or pre_seq_len lower",
+            asked=max_length,
+            virtual=num_virtual_tokens,
+            sum=max_length + num_virtual_tokens,
+            path=path,
+            limit=limit,
+            fits=limit - num_virtual_tokens,
+        )
     if max_length > limit:
         raise ArgumentError(
             "max_source_length is {asked}, but {path} takes at most {limit} tokens",

@@ -171,4 +171,6 @@ def _check_complete(path: str, info: dict[str, Any]) -> None:
         )
     if info["unexpected_keys"]:
         unexpected = sorted(info["unexpected_keys"])
-        logger.warning("%s: %d tensors are not used: %s", path, len(unexpected), unexpected[:5])
+        names = ", ".join(unexpected[:5]) + (", …" if len(unexpected) > 5 else "")
+        values = {"path": path, "number": len(unexpected), "names": names}
+        logger.warning(say("{path}: {number} tensors are not used: {names}", **values))

@@ -11,6 +11,7 @@ from softlaunch.data.text_encoding import codec_name
 from softlaunch.errors import ArgumentError, CheckpointError, DataError
 from softlaunch.models.encoder import load_base_encoder
 from softlaunch.models.load import read_config
+from softlaunch.run_directory import CONFIG_FILE, read_json
 from softlaunch.tuning.classifier import (
     METHODS,
     WHOLE_MODELS,
@@ -38,6 +39,16 @@ def choose_method(arguments: Arguments) -> str:
             "classifiers take one method at a time: set tuning to one of {names}", names=", ".join(methods)
         )
     return methods[0]
+
+
+def num_virtual_tokens(arguments: Arguments, method: str) -> int:
+    """How many soft prompts stand before every text and take positions of the encoder; a prefix takes none."""
+    if method not in ("prompt_tuning", "p_tuning"):
+        return 0
+    trained = _trained(arguments)
+    if trained is not None:
+        return read_json(trained / CONFIG_FILE).get("num_virtual_tokens", 0)
+    return arguments.tuning.pre_seq_len or 0
 
 
 def trained_classes(arguments: Arguments) -> list[str] | None:
@@ -80,9 +91,10 @@ def load_classifier_model(arguments: Arguments, method: str, names: Sequence[str
         must_be_trained=not trains and (trained is None or whole is not None),
         will_be_loaded=trained is not None and whole is None,
     )
+    path = Path(arguments.model.model_name_or_path)
     settings = ClassifierSettings(
         method=method,
-        base=arguments.model.model_name_or_path,
+        base=str(path.absolute() if path.exists() else path),  # to be found from any directory
         max_length=arguments.data.max_source_length,
         pairs=arguments.classification.text_pair_column is not None,
         head=base.head,

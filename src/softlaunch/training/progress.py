@@ -133,6 +133,8 @@ class Display(TrainerCallback):
         else:
             self.stop()
 
+    on_predict = on_evaluate  # Trainer calls it after `predict`, in place of that
+
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.is_training = False
         self.stop()

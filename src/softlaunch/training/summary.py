@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sized
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 from transformers import SchedulerType, TrainerState
 
@@ -39,7 +40,7 @@ def run_summary(
         (say("device"), args.device.type + (f", {args.mixed_precision}" if args.mixed_precision != "no" else "")),
         (say("output"), str(args.output_dir)),
     ):
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     return table
 
 

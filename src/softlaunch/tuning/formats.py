@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from softlaunch.errors import CheckpointError
 from softlaunch.files import write_json
+from softlaunch.messages import say
 from softlaunch.run_directory import CONFIG_FILE, ORIGINAL_FILE, WEIGHTS_FILE, find_adapter
 from softlaunch.tuning.damage import cannot_be_read
 from softlaunch.tuning.fingerprint import fingerprint, num_differences
@@ -57,8 +58,8 @@ def read_prefix(
         _check_shape(model, saved, path, num_virtual_tokens)
         if check_weights:
             _check_weights(model, saved, path)
-    tokens, tensors = saved.config.num_virtual_tokens, len(saved.tensors)
-    logger.info("%s: %d tensors applied, a prefix of %d virtual tokens", path, tensors, tokens)
+    values = {"path": path, "tensors": len(saved.tensors), "tokens": saved.config.num_virtual_tokens}
+    logger.info(say("{path}: {tensors} tensors applied, a prefix of {tokens} virtual tokens", **values))
     return saved
 
 
