@@ -7,7 +7,6 @@ and what `Dataset.map` makes of them is cached beside them.
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import astuple
 from functools import partial
@@ -27,8 +26,6 @@ from softlaunch.data.sources import BadRow, Record, is_json_lines, records, requ
 from softlaunch.data.text_encoding import codec_name, encoding_error
 from softlaunch.errors import DataError
 from softlaunch.messages import say
-
-logger = logging.getLogger(__name__)
 
 _CHECK_VERSION = 2  # raise it when the same file and options give other rows
 _ROWS_FILE = "rows.arrow"
