@@ -15,9 +15,10 @@ import pytest
 import torch
 from peft import PeftModelForSequenceClassification
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSequenceClassification, BertModel
 
-from softlaunch import cli
+from softlaunch import cli, entry
 from softlaunch.commands.classify import _lines
 from softlaunch.errors import ArgumentError, CheckpointError, DataError
 from softlaunch.evaluation.classify import load_classifier
@@ -226,12 +227,40 @@ def test_small_batches_train_like_one_large_one(runs, tmp_path):
 
 
 def test_early_stopping_ends_the_run(runs, tmp_path):
-    classify(
-        *arguments(runs, "head", output_dir=tmp_path, num_train_epochs=50, learning_rate=1e-9),
-        *("--early_stopping_patience", "2"),
-    )
+    """And TensorBoard is told what stands in metrics.jsonl, by the same names and at the same steps."""
+    options = {"num_train_epochs": 50, "learning_rate": 1e-9, "logging_steps": 5, "report_to": "tensorboard"}
+    classify(*arguments(runs, "head", output_dir=tmp_path, **options), *("--early_stopping_patience", "2"))
     state = json.loads((tmp_path / "all_results.json").read_text())
     assert state["epoch"] == pytest.approx(3.0)  # one that counts as the best, and two that are no better
+
+    (file,) = tmp_path.glob("runs/**/events*")
+    events = EventAccumulator(str(file)).Reload()
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for scalar, name in (("train/loss", "loss"), ("eval/loss", "eval_loss"), ("eval/f1_macro", "eval_f1_macro")):
+        found = {event.step: event.value for event in events.Scalars(scalar)}
+        assert found == pytest.approx({line["step"]: line[name] for line in logged if name in line}), scalar
+        assert len(found) >= 3
+
+
+def test_a_mistake_ends_with_code_2_and_touches_nothing(runs, tmp_path, monkeypatch, capsys):
+    write_titles(tmp_path / "test.txt", [("球赛", "体育"), ("晴", "天汽")])
+    left = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (runs / "head").rglob("*") if path.is_file()}
+    monkeypatch.setattr(entry, "_set_up_logging", lambda: None)
+    mistakes = {
+        "test.txt:2: '天汽'; did you mean \"天气\"?": {"test_file": tmp_path / "test.txt", "do_predict": "true"},
+        "metric_for_best_model macro_f1 is no score": {"metric_for_best_model": "macro_f1"},
+        "report_to tensorbord is no tracker": {"report_to": "tensorbord"},
+    }
+    for message, options in mistakes.items():
+        argv = arguments(runs, "head", **{"restart": "true", "learning_rate": 0.01, **options})
+        monkeypatch.setattr(sys, "argv", ["classify.py", *argv])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "recipes" / "classify.py"), run_name="__main__")
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+    found = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in left}
+    assert found == left
+    assert len(left) == sum(path.is_file() for path in (runs / "head").rglob("*"))
 
 
 def test_a_head_of_another_size_begins_anew_and_is_refused_for_prediction(runs, tmp_path, caplog):

@@ -1,17 +1,20 @@
 """Which rows can be used, and what to say about the others."""
 
 import json
+import logging
 import reprlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from softlaunch.data.sources import BadRow, place, refuse_argument_file
+from softlaunch.data.sources import TABLES, BadRow, place, refuse_argument_file
 from softlaunch.errors import DataError
 from softlaunch.messages import say
+
+logger = logging.getLogger(__name__)
 
 _MAX_SHOWN = 5  # offenders listed per kind
 
@@ -68,7 +71,7 @@ def require_columns(path: Path, rows: list[dict[str, Any]], needed: Iterable[str
 
 def _other_separator(path: Path, found: list[str]) -> str | None:
     """What to say of a table that another character divides into columns than its name says."""
-    own = {".csv": ",", ".tsv": "\t", ".txt": "\t"}.get(path.suffix.lower())
+    own = TABLES.get(path.suffix.lower())
     other = next((c for c in ";|\t," if c in found[0] and c != own), None) if own and len(found) == 1 else None
     if other is None:
         return None
@@ -87,6 +90,22 @@ def say_kind(kind: Kind) -> str:
     """What is wrong with rows of this kind, in the user's language."""
     template, column = kind
     return say(template, column=column)
+
+
+def log_dropped(path: Path, num_rows: int, counts: Collection[tuple[Kind, int]]) -> None:
+    """Says how many rows of a file were left out, and why."""
+    if counts:
+        kinds = "; ".join(f"{count:,} × {say_kind(kind)}" for kind, count in counts)
+        dropped = sum(count for _, count in counts)
+        logger.warning(
+            say(
+                "{path}: dropped {dropped:,} of {all:,} rows: {kinds}",
+                path=path,
+                dropped=dropped,
+                all=num_rows,
+                kinds=kinds,
+            )
+        )
 
 
 @dataclass

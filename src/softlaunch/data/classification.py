@@ -11,12 +11,12 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from softlaunch.arguments import Arguments, ClassificationArguments
-from softlaunch.data.check import Problems, say_kind
+from softlaunch.data.check import Problems, log_dropped
 from softlaunch.data.class_tables import balance_table, length_table
 from softlaunch.data.classes import Classes, check_class_file, check_number, classes_of_labels, read_class_file, shorten
 from softlaunch.data.label_sources import Source, find_sources
 from softlaunch.data.labelled import LabelColumns, LabelledRow, read_labelled
-from softlaunch.data.sources import BadRow
+from softlaunch.data.sources import TABLES, BadRow
 from softlaunch.data.split import shared_texts, stratified_split
 from softlaunch.data.text_encoding import codec_name
 from softlaunch.messages import say
@@ -24,7 +24,6 @@ from softlaunch.messages import say
 logger = logging.getLogger(__name__)
 
 _MANY_ROWS = 20  # from which on classes of one row each are no accident
-_TABLES = (".csv", ".tsv", ".txt")  # a header may be their first line
 _MAX_SHOWN = 5  # texts named that stand in training and in validation
 
 
@@ -169,7 +168,9 @@ def _warn_of_columns(train: _Read, options: ClassificationArguments, labels: Col
         return
     counts = Counter(row.label for row in rows)
     alone = [label for label, count in counts.items() if count == 1]
-    if rows[0].number == 1 and alone == [rows[0].label] and path.path.suffix.lower() in _TABLES:
+    if (
+        rows[0].number == 1 and alone == [rows[0].label] and path.path.suffix.lower() in TABLES
+    ):  # a header may be the first line
         logger.warning(
             say(
                 "{place}: the first line is taken for a row, and no other is of its class {name}. If it is a header, "
@@ -192,10 +193,7 @@ def _known_rows(read: _Read, classes: Classes, skip_bad_rows: bool) -> list[Labe
     counts = read.problems.counts
     if counts and not (skip_bad_rows and good):
         raise read.problems.error(read.source.path)
-    if counts:
-        kinds = "; ".join(f"{count:,} × {say_kind(kind)}" for kind, count in counts.items())
-        values = {"path": read.source, "dropped": counts.total(), "all": read.problems.num_rows, "kinds": kinds}
-        logger.warning(say("{path}: dropped {dropped:,} of {all:,} rows: {kinds}", **values))
+    log_dropped(read.source.path, read.problems.num_rows, counts.items())
     return good
 
 

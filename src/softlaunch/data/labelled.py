@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from softlaunch.data.check import Problems, require_columns, text_problem
-from softlaunch.data.sources import BadRow, Record, records, require_source
+from softlaunch.data.sources import TABLES, BadRow, Record, csv_lines, records, require_source
 from softlaunch.data.text_encoding import encoding_error
 from softlaunch.errors import DataError
 from softlaunch.messages import say
 
 _HEAD_ROWS = 100  # a column that occurs in none of these has the wrong name
-_DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 _NUMBER = re.compile(r"\s*[+-]?\d+([.,]\d+)?\s*")
 
 
@@ -112,7 +111,7 @@ def _refuse_numbers(path: Path, rows: Sequence[dict[str, Any]], column: str) -> 
 
 
 def _records(path: Path, codec: str, columns: LabelColumns) -> Iterator[Record]:
-    delimiter = _DELIMITERS.get(path.suffix.lower())
+    delimiter = TABLES.get(path.suffix.lower())
     if path.is_dir() or delimiter is None:
         return records(path, codec)
     try:
@@ -162,17 +161,6 @@ def _split_lines(path: Path, codec: str, delimiter: str) -> Iterator[tuple[int, 
                     if line.strip():
                         yield number, line.rstrip("\n").split(delimiter)
                 return
-            reader = csv.reader(file, strict=True)
-            while True:
-                number = reader.line_num + 1
-                try:
-                    values = next(reader)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    yield number, BadRow("broken CSV", str(error))
-                    continue
-                if values:
-                    yield number, values
+            yield from csv_lines(csv.reader(file, strict=True))
     except UnicodeDecodeError:
         raise encoding_error(path, codec) from None

@@ -7,7 +7,6 @@ and what `Dataset.map` makes of them is cached beside them.
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import astuple
 from functools import partial
@@ -20,15 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
 
-from softlaunch.data.check import Columns, Kind, Problems, check_row, require_columns, say_kind
+from softlaunch.data.check import Columns, Problems, check_row, log_dropped, require_columns
 from softlaunch.data.hub import hub_rows
 from softlaunch.data.parallel import Stretch, available_cores, can_split, run, split
 from softlaunch.data.sources import BadRow, Record, is_json_lines, records, require_source
 from softlaunch.data.text_encoding import codec_name, encoding_error
 from softlaunch.errors import DataError
 from softlaunch.messages import say
-
-logger = logging.getLogger(__name__)
 
 _CHECK_VERSION = 2  # raise it when the same file and options give other rows
 _ROWS_FILE = "rows.arrow"
@@ -87,7 +84,7 @@ def read_rows(
         with FileLock(directory / "lock"):
             if not (directory / _ROWS_FILE).exists():  # another process may have written it while we waited
                 _write_good_rows(directory, path, codec, columns, skip_bad_rows, max_rows, num_workers)
-    _log_dropped(path, **json.loads((directory / _DROPPED_FILE).read_text()))
+    log_dropped(path, **json.loads((directory / _DROPPED_FILE).read_text()))
     return datasets.Dataset.from_file(str(directory / _ROWS_FILE))
 
 
@@ -214,18 +211,3 @@ def _schema(with_history: bool) -> pa.Schema:
     if with_history:
         features["history"] = datasets.List(datasets.List(text))
     return features.arrow_schema
-
-
-def _log_dropped(path: Path, num_rows: int, counts: list[tuple[Kind, int]]) -> None:
-    if counts:
-        kinds = "; ".join(f"{count:,} × {say_kind(kind)}" for kind, count in counts)
-        dropped = sum(count for _, count in counts)
-        logger.warning(
-            say(
-                "{path}: dropped {dropped:,} of {all:,} rows: {kinds}",
-                path=path,
-                dropped=dropped,
-                all=num_rows,
-                kinds=kinds,
-            )
-        )

@@ -25,6 +25,7 @@ from softlaunch.messages import say
 _START_CHARACTERS = 1 << 16  # enough to know the format by, and to hold any argument file
 _PARQUET_MAGIC = b"PAR1"
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+TABLES = {**_DELIMITERS, ".txt": "\t"}  # of texts and classes
 
 
 @dataclass(frozen=True)
@@ -237,17 +238,23 @@ def _delimited(path: Path, codec: str, delimiter: str) -> Iterator[Record]:
     with path.open(encoding=codec, newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         header = _header(path, reader)
-        while True:
-            number = reader.line_num + 1
-            try:
-                values = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield number, BadRow("broken CSV", str(error))
-                continue
-            if values:
-                yield number, _named(header, values)
+        for number, values in csv_lines(reader):
+            yield number, values if isinstance(values, BadRow) else _named(header, values)
+
+
+def csv_lines(reader: Any) -> Iterator[tuple[int, list[str] | BadRow]]:
+    """What a reader of `csv` has still to read, each with the line on which it begins; blank lines are left out."""
+    while True:
+        number = reader.line_num + 1
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield number, BadRow("broken CSV", str(error))
+            continue
+        if values:
+            yield number, values
 
 
 def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
