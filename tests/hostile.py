@@ -13,7 +13,9 @@ import io
 import json
 import logging
 import platform
+import runpy
 import shutil
+import signal
 import sys
 import tempfile
 import warnings
@@ -21,11 +23,13 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from softlaunch.errors import UserError
+from tests.distributed.inputs import DEMO
 
 NUMBERS = st.sampled_from(
     [0, -1, 1, 2, 7, 2**31, -(2**63), 2**64, 10**30, 0.0, 1e-300, 1e308, float("nan"), float("inf")]
@@ -107,11 +111,13 @@ def adapter_configs() -> tuple[st.SearchStrategy[tuple[str, bytes]], Callable[[t
     return st.one_of(cases), read
 
 
-def manifests() -> tuple[st.SearchStrategy[tuple[str, bytes]], Callable[[tuple[str, bytes], Path], None]]:
-    """A checkpoint's manifest and the run's `run.json`; a second start reads them."""
+def manifests() -> tuple[st.SearchStrategy[tuple[str, bytes, str]], Callable[[tuple[str, bytes, str], Path], None]]:
+    """A checkpoint's manifest and the run's `run.json`, and perhaps a file that is gone; a second start reads them."""
+    from transformers import TrainerState
+
     from softlaunch.arguments import parse_arguments
     from softlaunch.training.checkpoint import checkpoint_to_resume
-    from softlaunch.training.manifest import write_manifest
+    from softlaunch.training.manifest import read_manifest, write_manifest
     from softlaunch.training.run_state import find_run, read_run, take_run
 
     made = Path(tempfile.mkdtemp())
@@ -128,20 +134,86 @@ def manifests() -> tuple[st.SearchStrategy[tuple[str, bytes]], Callable[[tuple[s
     take_run(made / "run", find_run(first))
     checkpoint = made / "run" / "checkpoint-2"
     checkpoint.mkdir()
-    (checkpoint / "weights").write_bytes(b"weights")
+    needed = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+    for name in needed:
+        (checkpoint / name).write_bytes(b"state")
+    TrainerState().save_to_json(str(checkpoint / "trainer_state.json"))
     run = read_run(made / "run")
     write_manifest(checkpoint, {"step": 2, "world_size": 1, "run_id": run["id"], "run": run})
     valid = {"run.json": run, "checkpoint-2/manifest.json": json.loads((checkpoint / "manifest.json").read_text())}
 
-    def read(case: tuple[str, bytes], directory: Path) -> None:
-        name, content = case
+    def read(case: tuple[str, bytes, str], directory: Path) -> None:
+        name, content, gone = case
         shutil.copytree(made / "run", directory / "run")
         (directory / "run" / name).write_bytes(content)
+        (directory / "run" / "checkpoint-2" / gone).unlink(missing_ok=True)
         left = find_run(arguments(directory))
-        checkpoint_to_resume(left.training, str(left.run["id"]))
+        found = checkpoint_to_resume(left.training, str(left.run["id"]))
+        if found is not None:
+            TrainerState.load_from_json(f"{found}/trainer_state.json")
+            only_model = read_manifest(Path(found)).get("only_model") is True
+            assert only_model or all((Path(found) / name).is_file() for name in needed)
 
     names = st.sampled_from(["files", "version", "run_id", "world_size", "finished", "earlier", "../x", "/etc/passwd"])
-    cases = [st.tuples(st.just(name), documents(altered(content, names))) for name, content in valid.items()]
+    gone = st.sampled_from(["nothing", *needed, "trainer_state.json"])
+    cases = [st.tuples(st.just(name), documents(altered(content, names)), gone) for name, content in valid.items()]
+    return st.one_of(cases), read
+
+
+def recipe_starts() -> tuple[st.SearchStrategy[tuple[str, bytes]], Callable[[tuple[str, bytes], Path], None]]:
+    """The base's `config.json`, and `adapter_config.json` of an adapter to go on with; a recipe reads them, and all
+    else that it does before it reads weights."""
+    from softlaunch import models, preemption
+    from tests.bases import random_base
+    from tests.faults.driver import RECIPE, arguments, write_rows
+    from tests.unit.test_methods import tuned
+
+    class LoadedError(Exception):
+        """The weights would be read now."""
+
+    def load_base(_: object) -> None:
+        raise LoadedError
+
+    made = Path(tempfile.mkdtemp())
+    write_rows(made)
+    base = DEMO / "base"
+    recipes = {"prefix": "ptuning_chatglm.py", "lora": "lora_chatglm.py"}
+    configs = {}
+    for method in recipes:
+        tuned(random_base("llama"), method).save_pretrained(made / method)
+        configs[method] = json.loads((made / method / "adapter_config.json").read_text())
+    configs["base"] = json.loads((base / "config.json").read_text())
+
+    def read(case: tuple[str, bytes], directory: Path) -> None:
+        kind, content = case
+        shutil.copytree(base, directory / "base", copy_function=os.symlink)
+        changes: dict[str, Any] = {"model_name_or_path": directory / "base", "use_cpu": True}
+        changes |= {f"{name}_file": made / f"{name}.json" for name in ("train", "test")}
+        if kind == "base":
+            file = directory / "base" / "config.json"
+            file.unlink()
+        else:
+            changes |= {"adapter": shutil.copytree(made / kind, directory / kind), "pre_seq_len": None}
+            changes |= {"prefix_dropout": None}
+            file = directory / kind / "adapter_config.json"
+        file.write_bytes(content)
+        changes["validation_file"] = changes["test_file"]
+        recipe = recipes.get(kind, RECIPE.name)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        with (
+            patch.object(sys, "argv", [recipe, *arguments(directory, **changes)]),
+            patch.object(models, "load_base", load_base),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.suppress(LoadedError),
+        ):
+            try:
+                runpy.run_path(str(RECIPE.with_name(recipe)))["main"]()
+            finally:
+                preemption._state.__init__()  # type: ignore[misc]
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+
+    cases = [st.tuples(st.just(kind), documents(altered(config))) for kind, config in configs.items()]
     return st.one_of(cases), read
 
 
@@ -247,6 +319,7 @@ KINDS = {
     "argument files": argument_files,
     "adapter configs": adapter_configs,
     "manifests": manifests,
+    "recipe starts": recipe_starts,
     "data rows": data_rows,
     "runs": runs,
     "plans": plans,

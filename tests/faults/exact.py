@@ -1,17 +1,19 @@
-"""N steps at once = k steps, killed, N − k steps, bit for bit: methods × strategies.
+"""N steps at once = k steps, killed, N − k steps in fresh processes, bit for bit: methods × strategies.
 
 python -m tests.faults.exact                        # the whole matrix, a table at the end
-python -m tests.faults.exact --strategies zero2     # one launch
+python -m tests.faults.exact --strategies zero2     # one strategy
 """
 
 import argparse
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,48 +35,69 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "classes, head": ("classify.py", {**TITLES, "tuning": "head", "learning_rate": 0.01}),
 }
 STRATEGIES = {"cpu": 1, "ddp": 2, "zero2": 2, "zero3": 2}
-KILLED_AFTER = (1, 5, 8)  # the beginning, within the second epoch, the last step
+# Killed after step 1 (the beginning), 5 (within the second epoch) and 8 (the last one); 0: at its end. Each group is a
+# launch of its own: what comes first in one goes on in fresh processes.
+FRESH_EACH_TIME = ((1,), (5,), (8,), (0,))
+FRESH_ONCE = ((1, 5), (8, 0))
 
 
 class _Killed(BaseException):
     """Ends a run where it stands, as far as a process can do that and live."""
 
 
-def launch(strategy: str, directory: Path, methods: Sequence[str] = tuple(METHODS)) -> dict[str, bool]:
-    """Methods under a strategy in one launch; whether each ended the same."""
+def launch(
+    strategy: str,
+    directory: Path,
+    methods: Sequence[str] = tuple(METHODS),
+    stops: Sequence[Sequence[int]] = FRESH_EACH_TIME,
+) -> dict[str, bool]:
+    """Methods under a strategy, one launch for each group of `stops`; whether each ended the same."""
     config = ["--config_file", f"launch/accelerate/{strategy}.yaml", "--num_processes", str(STRATEGIES[strategy])]
     command = ["accelerate", "launch", "--main_process_port", "0", *config, __file__, "--inside", str(directory)]
-    command += ["--methods", *methods]
+    command += ["--methods", *methods, "--stops"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
     env["HF_DATASETS_CACHE"] = str(directory / "cache")
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900, check=False)
-    notes = directory / "equal.json"  # written when all work is done; the exit code also tells of the teardown
-    assert notes.exists(), (done.stdout + done.stderr)[-6000:]
-    return json.loads(notes.read_text())
+    for group in stops:
+        words = [*command, *map(str, group)]
+        done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900, check=False)
+        output = done.stdout + done.stderr
+        # Written when all work is done; the exit code also tells of the teardown, or of the kill
+        assert all(_note(directory, method, group[-1]).exists() for method in methods), output[-6000:]
+        assert output.count("going on from") >= len(methods) * (len(group) - (group == stops[0])), output[-6000:]
+    return json.loads((directory / "equal.json").read_text())
 
 
-def _inside(directory: Path, methods: Sequence[str]) -> None:
+def _note(directory: Path, method: str, stop: int) -> Path:
+    return directory / f"{method}-killed" / "run" / f"checkpoint-{stop}" if stop else directory / "equal.json"
+
+
+def _inside(directory: Path, methods: Sequence[str], stops: Sequence[int]) -> None:
     """In every process of a launch."""
     from softlaunch.collective import wait_for_all
     from softlaunch.training.saving import ResumableTrainer
     from tests.faults.driver import arguments, write_rows
 
     rank = int(os.environ.get("RANK", "0"))
-    if rank == 0:
+    begins = not (directory / f"{methods[0]}-killed").exists()
+    if rank == 0 and begins:
         write_rows(directory)
         tags = {json.loads(line)["tag"] for line in (_TITLES / "train.json").read_text(encoding="utf-8").splitlines()}
         (directory / "classes.txt").write_text("\n".join(sorted(tags)), encoding="utf-8")
-    stop_after: list[int] = []
+    stop_after, dies = 0, False
     at_boundary = ResumableTrainer._maybe_log_save_evaluate
 
     def stopping(self: Any, *args: Any, **kwargs: Any) -> None:
         at_boundary(self, *args, **kwargs)
-        if self.state.global_step in stop_after:
+        if self.state.global_step == stop_after:
+            if dies:
+                os.kill(os.getpid(), signal.SIGKILL)
             raise _Killed
 
     ResumableTrainer._maybe_log_save_evaluate = stopping  # type: ignore[method-assign]
 
-    def train(name: str, method: str, *stops: int) -> Path:
+    def train(name: str, method: str, stop: int = 0) -> Path:
+        nonlocal stop_after, dies
+        stop_after, dies = stop, method == methods[-1] and stop == stops[-1]
         recipe, options = METHODS[method]
         out = directory / f"{method}-{name}"
         batch = 4 // int(os.environ.get("WORLD_SIZE", "1"))
@@ -84,19 +107,20 @@ def _inside(directory: Path, methods: Sequence[str]) -> None:
         own |= {"class_file": directory / "classes.txt"} if recipe == "classify.py" else {}
         words = arguments(out, **{**files, **own, **options})
         main = runpy.run_path(str(ROOT / "recipes" / recipe))["main"]
-        for stop in (*stops, 0):
-            stop_after[:] = [stop]
-            sys.argv = [recipe, *words, "--eval_steps", "1", "--include_num_input_tokens_seen", "all"]
-            try:
-                main()
-            except _Killed:
-                wait_for_all()
+        sys.argv = [recipe, *words, "--eval_steps", "1", "--include_num_input_tokens_seen", "all"]
+        with suppress(_Killed):
+            main()
         wait_for_all()
         return out / "run"
 
-    equal = {method: _same(train("whole", method), train("killed", method, *KILLED_AFTER)) for method in methods}
+    for method in methods:
+        if begins:
+            train("whole", method)
+        for stop in stops:
+            train("killed", method, stop)
     if rank == 0:
-        (directory / "equal.json").write_text(json.dumps(equal))
+        runs = {method: [directory / f"{method}-{name}" / "run" for name in ("whole", "killed")] for method in methods}
+        (directory / "equal.json").write_text(json.dumps({method: _same(*found) for method, found in runs.items()}))
 
 
 def _same(whole: Path, killed: Path) -> bool:
@@ -141,12 +165,13 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--stops", type=int, nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
         from softlaunch.entry import run
 
         skip_compilation()
-        run(lambda: _inside(options.inside, options.methods))
+        run(lambda: _inside(options.inside, options.methods, options.stops))
         return
     lines = [f"| | {' | '.join(options.methods)} |", "|---|" + "---|" * len(options.methods)]
     for strategy in options.strategies:

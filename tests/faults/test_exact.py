@@ -2,14 +2,17 @@
 
 import pytest
 
-from tests.faults.exact import launch
+from tests.faults.exact import FRESH_ONCE, launch
 
 pytestmark = pytest.mark.faults
 
 
 @pytest.mark.parametrize(
-    ("strategy", "methods"),
-    [("cpu", ["classes, LoRA", "classes, head"]), ("zero2", ["P-Tuning v2", "LoRA", "full"])],
+    ("strategy", "methods", "stops"),
+    [
+        ("cpu", ["classes, LoRA", "classes, head"], [(1, 5, 8, 0)]),
+        ("zero2", ["P-Tuning v2", "LoRA", "full"], FRESH_ONCE),
+    ],
 )
-def test_killed_and_gone_on_is_bit_for_bit_the_undisturbed_run(strategy, methods, tmp_path):
-    assert launch(strategy, tmp_path, methods) == dict.fromkeys(methods, True)
+def test_killed_and_gone_on_is_bit_for_bit_the_undisturbed_run(strategy, methods, stops, tmp_path):
+    assert launch(strategy, tmp_path, methods, stops) == dict.fromkeys(methods, True)

@@ -1,6 +1,7 @@
 """GLM-4-9B as released: its layout in transformers' classes, its tokenizer file as a fast tokenizer."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -25,6 +26,21 @@ def tokenizer():
 
 
 # -- weights and config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads is 0; expected is a whole number of at least 1"),
+        ({"hidden_size": "64"}, "hidden_size is '64'; expected is a whole number"),
+        ({"multi_query_group_num": None}, "multi_query_group_num is None"),
+        ({"rope_ratio": "x"}, "this is no config of ChatGLM2, ChatGLM3 or GLM-4"),
+        ({"layernorm_epsilon": [1]}, "this is no config of ChatGLM2, ChatGLM3 or GLM-4"),
+    ],
+)
+def test_a_broken_config_is_told(change, message):
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        glm_config({**RELEASED_GLM4, **change}, "base")
 
 
 def test_config_is_that_of_the_official_conversion():

@@ -6,7 +6,10 @@ import pytest
 
 from tests.hostile import KINDS, check
 
-NUM_CASES = {"argument files": 60, "adapter configs": 40, "manifests": 40, "data rows": 60, "runs": 150, "plans": 150}
+NUM_CASES = {
+    **{"argument files": 60, "adapter configs": 40, "manifests": 40, "recipe starts": 15, "data rows": 60},
+    **{"runs": 150, "plans": 150},
+}
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -59,7 +59,8 @@ def load_base(arguments: Arguments, *, weights: str | None = None, dtype: torch.
 
 def _check_lengths(arguments: Arguments, config: dict[str, Any]) -> None:
     """Raises ArgumentError if the longest row that the limits allow has more positions than the model knows."""
-    config = config.get("text_config") or config
+    inner = config.get("text_config")
+    config = inner if isinstance(inner, dict) else config
     longest = config.get("seq_length") or config.get("max_position_embeddings")
     data, training = arguments.data, arguments.training
     limits = {"max_target_length": data.max_target_length} if training.do_train or training.do_eval else {}
@@ -67,7 +68,7 @@ def _check_lengths(arguments: Arguments, config: dict[str, Any]) -> None:
         limits["val_max_target_length"] = data.val_max_target_length or 0
     for name, answer in limits.items():
         total = data.max_source_length + answer + 1  # the eos token
-        if longest is not None and total > longest:
+        if isinstance(longest, int) and total > longest:
             raise ArgumentError(
                 "max_source_length {source} and {name} {answer} allow rows of {total} tokens, but {path} knows at most "
                 "{longest} positions: lower one of them",

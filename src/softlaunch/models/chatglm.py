@@ -6,6 +6,7 @@ The weights are renamed and the fused `query_key_value` is split while they are 
 way round when they are written in the released layout.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ _FIXED = {
     "apply_residual_connection_post_layernorm": False,
     "fp32_residual_connection": False,
 }
+_SIZES = ("num_attention_heads", "padded_vocab_size", "hidden_size", "ffn_hidden_size", "num_layers", "kv_channels")
 
 
 def glm_config(released: dict[str, Any], path: str) -> GlmConfig:
@@ -45,14 +47,33 @@ def glm_config(released: dict[str, Any], path: str) -> GlmConfig:
                 found=released[key],
                 expected=value,
             )
-    heads = released["num_attention_heads"]
+    grouped = released.get("multi_query_attention")
+    for key in (*_SIZES, *(["multi_query_group_num"] if grouped else [])):
+        if type(released.get(key)) is not int or released[key] < 1:
+            raise CheckpointError(
+                "{path}/config.json: {key} is {found!r}; expected is a whole number of at least 1",
+                path=path,
+                key=key,
+                found=released.get(key),
+            )
+    try:
+        return _glm_config(released, released["multi_query_group_num" if grouped else "num_attention_heads"])
+    except Exception as error:  # whatever is raised for a value of another type
+        raise CheckpointError(
+            "{file}: this is no config of ChatGLM2, ChatGLM3 or GLM-4 ({reason}); fetch the file again",
+            file=Path(path) / "config.json",
+            reason=str(error).strip().partition("\n")[0],
+        ) from error
+
+
+def _glm_config(released: dict[str, Any], num_key_value_heads: int) -> GlmConfig:
     return GlmConfig(
         vocab_size=released["padded_vocab_size"],
         hidden_size=released["hidden_size"],
         intermediate_size=released["ffn_hidden_size"],
         num_hidden_layers=released["num_layers"],
-        num_attention_heads=heads,
-        num_key_value_heads=released["multi_query_group_num"] if released.get("multi_query_attention") else heads,
+        num_attention_heads=released["num_attention_heads"],
+        num_key_value_heads=num_key_value_heads,
         head_dim=released["kv_channels"],
         rms_norm_eps=released["layernorm_epsilon"],
         attention_bias=released.get("add_qkv_bias", False),

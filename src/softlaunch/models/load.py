@@ -133,8 +133,9 @@ def read_config(path: str, **hub_kwargs: Any) -> dict[str, Any]:
             "{path}: no config.json here; model_name_or_path takes a checkpoint directory as released", path=path
         )
     try:
-        return PretrainedConfig.get_config_dict(path, **hub_kwargs)[0]
-    except (OSError, ValueError) as error:
+        config = PretrainedConfig.get_config_dict(path, **hub_kwargs)[0]
+        return dict(config.items())
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         if Path(path).is_dir():
             raise CheckpointError(
                 "{file}: this is not valid JSON ({error}); fetch the file again",
