@@ -286,3 +286,10 @@ def test_released_preprocessing(tmp_path):
             prompt = one(tokenizer, **row, **limits, legacy_truncation=legacy, encode=encode_for_generation)
             assert prompt["input_ids"] == golden["prompt_ids"]
     assert num_whole == 16
+
+
+def test_a_tokenizer_without_eos_is_refused():
+    tokenizer = byte_tokenizer(CHATML)
+    tokenizer.eos_token = None
+    with pytest.raises(ArgumentError, match="no eos token"):
+        one(tokenizer, "question")

@@ -11,8 +11,10 @@ from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from softlaunch.models import load_model, load_tokenizer
+from softlaunch.models.encoder import load_encoder
 from softlaunch.tuning import add_prefix
 from tests.bases import CONFIGS, batch, random_base
+from tests.encoders import write_encoder
 from tests.tokenizer_files import byte_tokenizer
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo"
@@ -155,7 +157,10 @@ def test_what_cannot_be_merged(tmp_path, softlaunch):
     weights.write_bytes(weights.read_bytes()[:-100])
     (tmp_path / "full" / "model").mkdir(parents=True)
     (tmp_path / "full" / "model" / "config.json").write_text("{}")
+    encoder = load_encoder(str(write_encoder(tmp_path / "bert")), ("a", "b"))
+    get_peft_model(encoder.model, LoraConfig(task_type="SEQ_CLS")).save_pretrained(tmp_path / "classifier")
     for source, message in (
+        ("classifier", "belongs to a classifier"),
         ("prefix", "is a prefix: keys and values .* cannot be merged. Load it .* --to peft.* train a LoRA"),
         ("original", "is a prefix: keys and values"),
         ("prompt", "is a soft prompt"),
@@ -168,6 +173,10 @@ def test_what_cannot_be_merged(tmp_path, softlaunch):
         assert code == 2, said
         assert re.search(message, said), said
         assert not (tmp_path / "merged").exists()
+    run = write_run(tmp_path / "run", "lora", base)
+    code, said = softlaunch("merge", run, tmp_path / "merged", "--base", tmp_path / "bert")  # with the run's rows
+    assert code == 2
+    assert "run/adapter: the adapter does not fit this base" in said
     code, said = softlaunch("merge", tmp_path / "other", tmp_path / "merged", "--base", base, "--device", "cuda:99")
     assert code == 2
     assert "--device cuda:99: " in said

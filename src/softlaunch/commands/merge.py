@@ -86,12 +86,14 @@ def _merge(adapter: Path, base: str, arguments: argparse.Namespace) -> None:
     dtype = stored_dtype(base) if arguments.dtype == "auto" else arguments.dtype
     load = partial(load_model, dtype=getattr(torch, dtype))
     record = read_record(adapter)
-    rows, file = rows_of_run(record, load_tokenizer(base))
-    _say_plan(adapter, base, dtype, record, file)
+    _say_plan(adapter, base, dtype, record)
 
-    model = load(base).to(arguments.device)
-    without = logits_of(model, rows)
-    tuned: Any = load_adapter(model, adapter).eval()
+    tuned: Any = load_adapter(load(base).to(arguments.device), adapter).eval()  # stops if it is for another base
+    rows, file = rows_of_run(record, load_tokenizer(base))
+    if file is None:
+        logger.info("%s", say("The files of the run's rows are not here: compared are built-in texts."))
+    with tuned.disable_adapter():
+        without = logits_of(tuned, rows)
     adapted = logits_of(tuned, rows)
     try:
         model = tuned.merge_and_unload(safe_merge=True)
@@ -113,7 +115,7 @@ def _merge(adapter: Path, base: str, arguments: argparse.Namespace) -> None:
     )
 
 
-def _say_plan(adapter: Path, base: str, dtype: str, record: dict[str, Any], file: str | None) -> None:
+def _say_plan(adapter: Path, base: str, dtype: str, record: dict[str, Any]) -> None:
     logger.info("%s", say("{adapter} goes into {base}, in {dtype}", adapter=adapter, base=base, dtype=dtype))
     bits = record.get("arguments", {}).get("model", {}).get("quantization_bit")
     if bits is not None:
@@ -126,8 +128,6 @@ def _say_plan(adapter: Path, base: str, dtype: str, record: dict[str, Any], file
                 dtype=dtype,
             ),
         )
-    if file is None:
-        logger.info("%s", say("The files of the run's rows are not here: compared are built-in texts."))
 
 
 def _check(without: "Logits", adapted: "Logits", tolerance: float, merged: "Logits") -> tuple["Comparison", str]:

@@ -63,9 +63,14 @@ def encode_for_training(
     Beside them `num_source_tokens` and `num_target_tokens`, the lengths of prompt and answer before they were cut, and
     `num_cut_source_tokens` and `num_cut_target_tokens`, what the limits cost each row.
 
-    Raises DataError for a history that the tokenizer has no template for, ArgumentError for limits below the template.
+    Raises DataError for a history that the tokenizer has no template for, ArgumentError for limits below the template
+    and for a tokenizer without an eos token.
     """
-    assert tokenizer.eos_token_id is not None
+    if tokenizer.eos_token_id is None:
+        raise ArgumentError(
+            "{path}: the tokenizer has no eos token, with which answers end; this is no model that answers",
+            path=tokenizer.name_or_path,
+        )
     prompts, prompt_ids, num_cut = encode_prompts(batch, tokenizer, options)
     answer_ids = encode_answers(batch, tokenizer)
     columns: dict[str, list[Any]] = {"input_ids": [], "labels": []}

@@ -12,7 +12,14 @@ def require_mergeable(adapter: Path) -> None:
     """Raises CheckpointError, with the reason and what to do instead, for an adapter that is no change of weights."""
     if not (adapter / CONFIG_FILE).is_file():
         raise _prefix_error(adapter)  # the original scripts' format
-    kind = read_json(adapter / CONFIG_FILE).get("peft_type")
+    config = read_json(adapter / CONFIG_FILE)
+    kind = config.get("peft_type")
+    if config.get("task_type") == "SEQ_CLS":
+        raise CheckpointError(
+            "{path}: this adapter belongs to a classifier; only adapters of models that answer can be merged. Use it "
+            "on its base, with recipes/classify.py or PEFT, or train the whole model (tuning full).",
+            path=adapter,
+        )
     if kind in ("P_TUNING_V2", "PREFIX_TUNING"):
         raise _prefix_error(adapter)
     if kind in ("PROMPT_TUNING", "P_TUNING"):
