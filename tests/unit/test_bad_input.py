@@ -262,6 +262,11 @@ def test_adapter_of_another_length(tell, adapter):
     assert "has 4 virtual tokens, pre_seq_len asks for 8" in found
 
 
+def test_adapter_of_another_method(tell, adapter):
+    found = tell(adapter=adapter, pre_seq_len=4, lora_r=8)
+    assert "lora_r is 8, the adapter's is p_tuning_v2" in found
+
+
 def test_adapter_of_another_base(tell, adapter, tmp_path):
     config = copy_base(tmp_path / "base") / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_layers": 3}))

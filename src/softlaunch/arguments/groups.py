@@ -63,7 +63,9 @@ class TuningArguments:
     """What is trained on top of the base model."""
 
     adapter: str | None = _option(
-        None, help="Directory of a trained adapter to evaluate or to train further; its own settings win."
+        None,
+        help="Directory of a trained adapter to evaluate or to train further; its own settings hold, and options that "
+        "ask for others are refused.",
     )
     tuning: str | None = _option(
         None,

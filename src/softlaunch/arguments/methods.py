@@ -59,7 +59,7 @@ def choose_methods(tuning: TuningArguments, given_names: Container[str], allowed
         methods = _TOGETHER
     foreign = [name for name in given if not any(name in _METHODS[method][1] for method in methods)]
     if foreign:
-        others = [method for method, (_, options) in _METHODS.items() if foreign[0] in options]
+        others = methods_with(foreign[0])
         raise ArgumentError(
             "two methods are asked for at once: {method}, and {other} by {options}; take these options out, or set "
             "tuning to {other} (recipes/{recipe}). Only p_tuning_v2 and lora go together",
@@ -69,6 +69,21 @@ def choose_methods(tuning: TuningArguments, given_names: Container[str], allowed
             recipe=_METHODS[others[0]][0],
         )
     return methods
+
+
+def given_options(arguments: Arguments, methods: Container[str]) -> list[str]:
+    """The options of `methods` that were given, and those of others that were given another than the default value."""
+
+    def counts(name: str) -> bool:
+        value, is_own = getattr(arguments.tuning, name), any(method in methods for method in methods_with(name))
+        return value is not None if is_own else value != _default(name)
+
+    return [name for name in _options() if name in arguments.sources and counts(name)]
+
+
+def methods_with(option: str) -> list[str]:
+    """The methods that have this option."""
+    return [method for method, (_, options) in _METHODS.items() if option in options]
 
 
 def _first(allowed: Collection[str], given: list[str]) -> str:

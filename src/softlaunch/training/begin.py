@@ -19,6 +19,7 @@ from softlaunch.tuning import earlier_adapter, earlier_model
 from softlaunch.tuning.attention import check_implementation
 from softlaunch.tuning.formats import check_prefix, is_prefix
 from softlaunch.tuning.from_arguments import check_new_prefix
+from softlaunch.tuning.own_settings import check_own_settings
 
 
 def begin(arguments: Arguments, methods: Collection[str] | None = None) -> Arguments:
@@ -85,8 +86,8 @@ def _check_writable(output_dir: Path) -> None:
 
 
 def _check_tuning(arguments: Arguments, methods: Collection[str]) -> None:
-    """Stops at a new adapter that cannot be made, and at a prefix that is broken, of another length, or for another
-    shape of base.
+    """Stops at a new adapter that cannot be made, at a prefix that is broken, of another length, or for another shape
+    of base, and at options that are not those of the adapter.
 
     Whether a prefix was made for this base and not for another of the same shape is told by the weights, once they are
     there. Adapters of other kinds are checked where they are loaded.
@@ -101,3 +102,5 @@ def _check_tuning(arguments: Arguments, methods: Collection[str]) -> None:
         check_implementation(arguments.model.attn_implementation)
         base = load_skeleton(arguments.model.model_name_or_path, **arguments.model.hub)
         check_prefix(base, path, arguments.tuning.pre_seq_len)
+    if path is not None:
+        check_own_settings(arguments, path)

@@ -20,6 +20,7 @@ from softlaunch.tuning.classifier import (
     load_trained,
     read_settings,
 )
+from softlaunch.tuning.own_settings import check_own_settings
 
 
 def choose_method(arguments: Arguments) -> str:
@@ -87,6 +88,7 @@ def load_classifier_model(arguments: Arguments, method: str, names: Sequence[str
         head=base.head,
     )
     if trained is not None and whole is None:
+        check_own_settings(arguments, trained)
         return load_trained(base.model, trained, trainable=trains), settings
     return (add_method(base.model, base.head, method, arguments.tuning) if trains else base.model), settings
 

@@ -70,21 +70,22 @@ def check_prefix(model: PreTrainedModel, path: str | Path, num_virtual_tokens: i
 
 def is_prefix(path: str | Path) -> bool:
     """Whether `read_prefix` is the one to read, or to refuse, what is at `path`: not where PEFT has another method."""
-    file = _adapter_directory(path) / CONFIG_FILE
+    file = adapter_at(path) / CONFIG_FILE
     try:
         return json.loads(file.read_text(encoding="utf-8")).get("peft_type") in (PEFT_TYPE, "PREFIX_TUNING", None)
     except (OSError, ValueError, AttributeError, RecursionError):
         return True
 
 
-def _adapter_directory(path: str | Path) -> Path:
+def adapter_at(path: str | Path) -> Path:
+    """The adapter's directory: `path` itself, or `adapter/` in a run's output directory."""
     directory = Path(path)
     inner = directory / "adapter"
     return inner if (inner / CONFIG_FILE).is_file() and not (directory / CONFIG_FILE).is_file() else directory
 
 
 def _read(model: PreTrainedModel, path: str | Path) -> SavedPrefix:
-    directory = _adapter_directory(path)
+    directory = adapter_at(path)
     if not directory.is_dir():
         raise CheckpointError(
             "{path}: no such directory; give the directory that holds {config_file}", path=path, config_file=CONFIG_FILE

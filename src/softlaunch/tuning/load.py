@@ -13,6 +13,7 @@ from softlaunch.run_directory import CONFIG_FILE
 from softlaunch.tuning.adapter_model import AdapterModel, check_base, does_not_fit, read_config
 from softlaunch.tuning.damage import cannot_be_read
 from softlaunch.tuning.fingerprint import fingerprint
+from softlaunch.tuning.formats import adapter_at
 from softlaunch.tuning.prefix_encoder import PEFT_TYPE
 from softlaunch.tuning.prefix_model import PrefixModel, lora_beside
 from softlaunch.tuning.released import LAYERED, in_layout_of
@@ -41,7 +42,7 @@ def load_adapter(
     Raises CheckpointError when the adapter is broken or was made for another base, or when a prefix is not
     `num_virtual_tokens` long; ArgumentError when it cannot be put beside those that are there.
     """
-    directory = _adapter_directory(Path(path))
+    directory = adapter_at(path)
     with cannot_be_read(directory):
         return _load(model, directory, adapter_name, trainable, num_virtual_tokens)
 
@@ -118,11 +119,6 @@ def _check_beside(model: PeftModel, kind: str | None, directory: Path) -> None:
             kind=str(kind),
             there=", ".join(sorted(there)),
         )
-
-
-def _adapter_directory(path: Path) -> Path:
-    inner = path / "adapter"
-    return inner if (inner / CONFIG_FILE).is_file() and not (path / CONFIG_FILE).is_file() else path
 
 
 def _kind(directory: Path) -> str | None:
