@@ -20,6 +20,7 @@ from softlaunch.run_directory import (
     BASE_FILE,
     CONFIG_FILE,
     MAIN_SCORES,
+    MERGE_FILE,
     METRICS_FILE,
     ORIGINAL_FILE,
     RECORD_FILE,
@@ -27,8 +28,6 @@ from softlaunch.run_directory import (
     read_json,
     read_record,
 )
-
-MERGE_FILE = "merge.json"  # left beside a model by `softlaunch merge`
 
 _MAX_DEPTH = 5
 _NAMES = {

@@ -1,5 +1,6 @@
 """The names of what a run leaves, and finding one's way there, without importing anything heavy."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 BASE_FILE = "softlaunch.json"  # the fingerprint of the base, where PEFT's config has no place for it
 ORIGINAL_FILE = "pytorch_model.bin"  # a prefix that the original scripts have saved
 RECORD_FILE = "record.json"
+MERGE_FILE = "merge.json"  # left beside a model by `softlaunch merge`
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -70,6 +72,12 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError("{file}: expected a JSON object", file=file)
     return content
+
+
+def sha256_of_weights(adapter: Path) -> str:
+    """What `merge.json` names an adapter by, wherever it lies; of no weights "", which the loader refuses."""
+    file = adapter / WEIGHTS_FILE
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 def base_of(adapter: Path) -> str | None:

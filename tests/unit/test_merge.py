@@ -10,9 +10,10 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from softlaunch.errors import CheckpointError
 from softlaunch.models import load_model, load_tokenizer
 from softlaunch.models.encoder import load_encoder
-from softlaunch.tuning import add_prefix
+from softlaunch.tuning import add_prefix, load_adapter
 from tests.bases import CONFIGS, batch, random_base
 from tests.encoders import write_encoder
 from tests.tokenizer_files import byte_tokenizer
@@ -74,6 +75,8 @@ def test_merged_model_computes_the_same(method, tmp_path, softlaunch):
     written = json.loads((tmp_path / "merged" / "merge.json").read_text())
     assert written["rows"] == str(DEMO / "validation.json")
     assert 0 < written["difference"] < 1e-3 * written["effect"]
+    with pytest.raises(CheckpointError, match=r"is merged into .* already"):
+        load_adapter(load_model(str(tmp_path / "merged")), run)
 
 
 def test_four_bit_run_goes_into_the_sixteen_bit_base_and_the_released_layout(tmp_path, softlaunch):

@@ -279,7 +279,7 @@ def test_other_impossible_requests():
 @pytest.mark.parametrize("method", METHODS)
 def test_another_base_is_refused(method, tmp_path):
     tuned(random_base("glm"), method).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"another base: expected .* found .* of 64 numbers"):
+    with pytest.raises(CheckpointError, match=r"another base: expected .* found .* of 128 numbers"):
         load_adapter(random_base("glm", seed=5), tmp_path)
     if "prefix" in method:
         return
@@ -288,6 +288,19 @@ def test_another_base_is_refused(method, tmp_path):
     other.hidden_size, other.head_dim, other.num_hidden_layers = 32, 8, 2
     with pytest.raises(CheckpointError, match=r"does not fit this base"):
         load_adapter(type(random_base("llama"))(other), tmp_path)
+
+
+def test_a_base_that_it_was_merged_into_is_refused(tmp_path):
+    tuned(random_base("glm"), "lora").save_pretrained(tmp_path)
+    merged = load_adapter(random_base("glm"), tmp_path).merge_and_unload()
+    with pytest.raises(CheckpointError, match=r"another base: .* of 128 numbers"):
+        load_adapter(merged, tmp_path)
+    file = tmp_path / "softlaunch.json"
+    base = json.loads(file.read_text())
+    file.write_text(json.dumps(base | {"base_fingerprint": base["base_fingerprint"][:64]}))  # an earlier adapter
+    load_adapter(random_base("glm"), tmp_path)
+    with pytest.raises(CheckpointError, match=r"of 64 numbers"):
+        load_adapter(random_base("glm", seed=5), tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"peft_type": "NOVEL"}', '{"peft_type": "LORA", "r": "x"}'])

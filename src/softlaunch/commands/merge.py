@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softlaunch.adapter_files import MERGE_FILE
 from softlaunch.errors import ArgumentError, CheckpointError
 from softlaunch.files import write_json
 from softlaunch.messages import say
 from softlaunch.new_directory import new_directory, require_absent
-from softlaunch.run_directory import adapter_directory, base_of, read_record
+from softlaunch.run_directory import MERGE_FILE, adapter_directory, base_of, read_record, sha256_of_weights
 
 if TYPE_CHECKING:
     from softlaunch.evaluation.same_logits import Comparison, Logits
@@ -165,5 +164,6 @@ def _check(without: "Logits", adapted: "Logits", tolerance: float, merged: "Logi
 def _write_record(
     directory: Path, adapter: Path, base: str, dtype: str, file: str | None, comparison: "Comparison"
 ) -> None:
-    content = {"adapter": str(adapter), "base": base, "dtype": dtype, "rows": file, **asdict(comparison)}
+    adapters = {"adapter": str(adapter), "adapter_sha256": sha256_of_weights(adapter)}
+    content = {**adapters, "base": base, "dtype": dtype, "rows": file, **asdict(comparison)}
     write_json(directory / MERGE_FILE, content)

@@ -160,7 +160,7 @@ def check_base(directory: Path, found: list[float], name: str) -> None:
         return
     try:
         base = json.loads(file.read_text(encoding="utf-8"))
-        differences = num_differences(base["base_fingerprint"], found)
+        differences, compared = num_differences(base["base_fingerprint"], found)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError("{file}: the file is damaged: {error}", file=file, error=repr(error)) from error
     if differences:
@@ -171,7 +171,7 @@ def check_base(directory: Path, found: list[float], name: str) -> None:
             expected=base["base_model_name_or_path"],
             found=name,
             differences=differences,
-            compared=len(found),
+            compared=compared,
         )
 
 

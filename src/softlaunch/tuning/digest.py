@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from softlaunch.tuning.fingerprint import fingerprint
+from softlaunch.tuning.fingerprint import short_fingerprint
 from softlaunch.tuning.prefix_model import PrefixModel
 from softlaunch.tuning.soft_prompt import SoftPromptModel
 from softlaunch.tuning.split import gathered
@@ -24,7 +24,7 @@ def digest(model: Any) -> str:
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     name = base.name_or_path if isinstance(model, PeftModel) else ""  # a trained model is the same wherever it lies
-    found = hashlib.sha256(json.dumps([name, fingerprint(base)]).encode())
+    found = hashlib.sha256(json.dumps([name, short_fingerprint(base)]).encode())
     for tensor in _adapters(model) if isinstance(model, PeftModel) else _samples(model):
         found.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:12]

@@ -11,10 +11,18 @@ from transformers import PreTrainedModel
 from softlaunch.tuning.split import gathered
 
 _NUM_SAMPLES = 32
+_NUM_MATRICES = 64
+
+
+def fingerprint(model: PreTrainedModel) -> list[float]:
+    """The 64 numbers of `short_fingerprint`, and one of each of 64 matrices unless these are quantized: they tell a
+    base from one that LoRA was merged into.
+    """
+    return [*short_fingerprint(model), *_of_matrices(model)]
 
 
 @torch.no_grad()
-def fingerprint(model: PreTrainedModel) -> list[float]:
+def short_fingerprint(model: PreTrainedModel) -> list[float]:
     """64 numbers that every way of loading `model` keeps: 32 embedding entries, and one of each of 32 norms and biases.
 
     The head of a classifier is left out: it is trained with every method.
@@ -22,11 +30,7 @@ def fingerprint(model: PreTrainedModel) -> list[float]:
     Quantization leaves these tensors alone; half precision rounds them, so compare with `num_differences`.
     """
     embedding: Any = _own(model.get_input_embeddings()).weight
-    vectors = [
-        p
-        for name, p in sorted(_own_parameters(model), key=lambda item: item[0])
-        if len(getattr(p, "ds_shape", p.shape)) == 1 and not _is_head(model, name)
-    ]
+    vectors = _with_dimensions(model, 1)
     vectors = [vectors[i * len(vectors) // _NUM_SAMPLES] for i in range(_NUM_SAMPLES)]
     with gathered([embedding, *vectors]) as (embedding, *vectors):
         rows, columns = embedding.shape
@@ -35,10 +39,36 @@ def fingerprint(model: PreTrainedModel) -> list[float]:
         return [float(f"{sample.item():.4g}") for sample in samples]
 
 
-def num_differences(one: list[float], other: list[float]) -> int:
-    """How many of the numbers differ by more than half precision explains: 0.5 %, or what float16 holds near zero."""
-    pairs = zip(one, other, strict=True)
-    return sum(abs(a - b) > 0.005 * max(abs(a), abs(b)) + 2**-16 for a, b in pairs)
+def num_differences(one: list[float], other: list[float]) -> tuple[int, int]:
+    """How many of the numbers differ by more than half precision explains (0.5 %, or what float16 holds near zero), and
+    how many were compared: those of matrices are missing where one base was quantized, and in earlier adapters.
+    """
+    compared = min(len(one), len(other))
+    if compared < 2 * _NUM_SAMPLES:
+        raise ValueError(f"a fingerprint of {compared} numbers")
+    pairs = zip(one[:compared], other[:compared], strict=True)
+    return sum(abs(a - b) > 0.005 * max(abs(a), abs(b)) + 2**-16 for a, b in pairs), compared
+
+
+@torch.no_grad()
+def _of_matrices(model: PreTrainedModel) -> list[float]:
+    if getattr(model, "quantization_method", None) is not None:
+        return []
+    matrices, samples = _with_dimensions(model, 2), []
+    for i in range(_NUM_MATRICES):
+        with gathered([matrices[i * len(matrices) // _NUM_MATRICES]]) as (matrix,):  # large: one at a time
+            rows, columns = matrix.shape
+            samples.append(matrix[i * rows // _NUM_MATRICES, i * columns // _NUM_MATRICES].item())
+    return [float(f"{sample:.4g}") for sample in samples]
+
+
+def _with_dimensions(model: PreTrainedModel, number: int) -> list[Any]:
+    """The base's parameters with so many dimensions, sorted by name."""
+    return [
+        p
+        for name, p in sorted(_own_parameters(model), key=lambda item: item[0])
+        if len(getattr(p, "ds_shape", p.shape)) == number and not _is_head(model, name)
+    ]
 
 
 def _is_head(model: PreTrainedModel, name: str) -> bool:

@@ -245,7 +245,9 @@ def _check_shape(model: PreTrainedModel, saved: SavedPrefix, path: str | Path, n
 
 def _check_weights(model: PreTrainedModel, saved: SavedPrefix, path: str | Path) -> None:
     config = saved.config
-    differences = num_differences(config.base_fingerprint, fingerprint(model)) if config.base_fingerprint else 0
+    if not config.base_fingerprint:
+        return
+    differences, compared = num_differences(config.base_fingerprint, fingerprint(model))
     if differences:
         raise CheckpointError(
             "{path}: the adapter was trained on another base: expected {expected}, found {found}, whose weights "
@@ -254,5 +256,5 @@ def _check_weights(model: PreTrainedModel, saved: SavedPrefix, path: str | Path)
             expected=config.base_model_name_or_path,
             found=model.name_or_path,
             differences=differences,
-            compared=len(config.base_fingerprint or []),
+            compared=compared,
         )

@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from softlaunch.errors import ArgumentError, CheckpointError
-from softlaunch.run_directory import CONFIG_FILE
+from softlaunch.run_directory import CONFIG_FILE, MERGE_FILE, read_json, sha256_of_weights
 from softlaunch.tuning.adapter_model import AdapterModel, check_base, does_not_fit, read_config
 from softlaunch.tuning.damage import cannot_be_read
 from softlaunch.tuning.fingerprint import fingerprint
@@ -55,6 +55,7 @@ def _load(
     num_virtual_tokens: int | None,
 ) -> PeftModel:
     kind = _kind(directory)
+    _check_not_merged(str(model.name_or_path), directory)
     if kind in _PREFIXES:
         return _load_prefix(model, directory, adapter_name, trainable, num_virtual_tokens)
     if isinstance(model, PrefixModel):
@@ -118,6 +119,18 @@ def _check_beside(model: PeftModel, kind: str | None, directory: Path) -> None:
             path=directory,
             kind=str(kind),
             there=", ".join(sorted(there)),
+        )
+
+
+def _check_not_merged(base: str, directory: Path) -> None:
+    """Raises CheckpointError if `softlaunch merge` has put this adapter into the base already."""
+    file = Path(base) / MERGE_FILE
+    if file.is_file() and read_json(file).get("adapter_sha256") == sha256_of_weights(directory):
+        raise CheckpointError(
+            "{path}: this adapter is merged into {base} already, and would work twice: use that model without it, or "
+            "load it on the base it was made for",
+            path=directory,
+            base=base,
         )
 
 
