@@ -262,3 +262,17 @@ def test_adapters_that_cannot_be_converted(tmp_path, softlaunch):
         assert code == 2, said
         assert message in said
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["peft", "thudm-prefix", "chatglm"])
+def test_full_disk_leaves_nothing_of_an_adapter(to, tmp_path, small_disk, softlaunch):
+    base = random_base("glm")
+    base.save_pretrained(tmp_path / "base")
+    model = add_lora(base, r=64) if to == "chatglm" else add_prefix(base, num_virtual_tokens=500)
+    model.save_pretrained(tmp_path / "run" / "adapter")
+    words = ("--to", to, "--base", tmp_path / "base")
+    code, said = softlaunch("convert", tmp_path / "run", small_disk / "out", *words)
+    assert code == 2
+    assert "No space left on device. Nothing of it was left" in said
+    assert not list(small_disk.iterdir())
+    assert softlaunch("convert", tmp_path / "run", tmp_path / "out", *words)[0] == 0
