@@ -1,6 +1,5 @@
 """The names of what a run leaves, and finding one's way there, without importing anything heavy."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -72,12 +71,6 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError("{file}: expected a JSON object", file=file)
     return content
-
-
-def sha256_of_weights(adapter: Path) -> str:
-    """What `merge.json` names an adapter by, wherever it lies; of no weights "", which the loader refuses."""
-    file = adapter / WEIGHTS_FILE
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 def base_of(adapter: Path) -> str | None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softlaunch.errors import ArgumentError, CheckpointError
-from softlaunch.files import write_json
+from softlaunch.files import sha256, write_json
 from softlaunch.messages import say
 from softlaunch.new_directory import new_directory, require_absent
-from softlaunch.run_directory import MERGE_FILE, adapter_directory, base_of, read_record, sha256_of_weights
+from softlaunch.run_directory import MERGE_FILE, WEIGHTS_FILE, adapter_directory, base_of, read_record
 
 if TYPE_CHECKING:
     from softlaunch.evaluation.same_logits import Comparison, Logits
@@ -164,6 +164,14 @@ def _check(without: "Logits", adapted: "Logits", tolerance: float, merged: "Logi
 def _write_record(
     directory: Path, adapter: Path, base: str, dtype: str, file: str | None, comparison: "Comparison"
 ) -> None:
-    adapters = {"adapter": str(adapter), "adapter_sha256": sha256_of_weights(adapter)}
-    content = {**adapters, "base": base, "dtype": dtype, "rows": file, **asdict(comparison)}
+    weights = adapter / WEIGHTS_FILE
+    digest = sha256(weights) if weights.is_file() else None  # older adapters of PEFT have a .bin
+    content = {
+        "adapter": str(adapter),
+        "adapter_sha256": digest,
+        "base": base,
+        "dtype": dtype,
+        "rows": file,
+        **asdict(comparison),
+    }
     write_json(directory / MERGE_FILE, content)

@@ -9,7 +9,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from softlaunch.errors import ArgumentError, CheckpointError
-from softlaunch.run_directory import CONFIG_FILE, MERGE_FILE, read_json, sha256_of_weights
+from softlaunch.files import sha256
+from softlaunch.run_directory import CONFIG_FILE, MERGE_FILE, WEIGHTS_FILE, read_json
 from softlaunch.tuning.adapter_model import AdapterModel, check_base, does_not_fit, read_config
 from softlaunch.tuning.damage import cannot_be_read
 from softlaunch.tuning.fingerprint import fingerprint
@@ -124,8 +125,10 @@ def _check_beside(model: PeftModel, kind: str | None, directory: Path) -> None:
 
 def _check_not_merged(base: str, directory: Path) -> None:
     """Raises CheckpointError if `softlaunch merge` has put this adapter into the base already."""
-    file = Path(base) / MERGE_FILE
-    if file.is_file() and read_json(file).get("adapter_sha256") == sha256_of_weights(directory):
+    record, weights = Path(base) / MERGE_FILE, directory / WEIGHTS_FILE
+    if not (record.is_file() and weights.is_file()):
+        return
+    if read_json(record).get("adapter_sha256") == sha256(weights):
         raise CheckpointError(
             "{path}: this adapter is merged into {base} already, and would work twice: use that model without it, or "
             "load it on the base it was made for",
