@@ -23,7 +23,10 @@ from tests.distributed.inputs import DEMO
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Every other method: its recipe, and its options
 METHODS = {
-    "lora": ("lora_chatglm", {"lora_r": 4}),
+    "lora": ("lora_chatglm", {"lora_r": 4, "save_steps": 1}),
+    "lora_resumed": ("lora_chatglm", {"lora_r": 4}),
+    "qlora": ("lora_chatglm", {"lora_r": 4, "quantization_bit": 4}),
+    "dora": ("lora_chatglm", {"lora_r": 4, "use_dora": True, "modules_to_save": "lm_head"}),
     "ia3": ("lora_chatglm", {"tuning": "ia3"}),
     "both": ("lora_chatglm", {"lora_r": 4, "pre_seq_len": 2, "prefix_dropout": 0}),
     "prompt": ("prompt_tuning", {"prompt_init": "text", "prompt_init_text": "这款上衣"}),
@@ -37,6 +40,7 @@ ALL_SPLIT = ("train",)  # the cases in which ZeRO-3 leaves nothing whole, the ot
 METHOD_STEPS, METHOD_LEARNING_RATE = 2, 1e-3
 ROWS_PER_UPDATE, GRADIENT_ACCUMULATION = 8, 2
 NUM_STEPS, MIDDLE = 6, 3
+RESUMED = {"resume": ("train", MIDDLE), "lora_resumed": ("lora", 1)}  # where they come from, after how many steps
 
 
 def arguments(directory: Path, case: str, num_processes: int) -> list[str]:
@@ -76,9 +80,7 @@ def arguments(directory: Path, case: str, num_processes: int) -> list[str]:
             best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
             options |= training | best
         case "resume":
-            # named, for `train` is another run to it: one that keeps its best checkpoint
-            named = {"resume_from_checkpoint": directory / case / f"checkpoint-{MIDDLE}"}
-            options |= training | named | {"gradient_checkpointing": True}
+            options |= training | {"gradient_checkpointing": True}
         case "predict":
             options |= {"adapter": directory / "train" / "adapter", "compare_with_base": True}
         case "text":
@@ -90,6 +92,8 @@ def arguments(directory: Path, case: str, num_processes: int) -> list[str]:
         case _:
             few = {"max_steps": METHOD_STEPS, "save_steps": METHOD_STEPS, "learning_rate": METHOD_LEARNING_RATE}
             options |= {"do_train": True, "logging_steps": 1, **few, **METHODS[case][1]}
+    if case in RESUMED:  # named, for the run that it comes from is another to it, with other options
+        options["resume_from_checkpoint"] = directory / case / f"checkpoint-{RESUMED[case][1]}"
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
@@ -98,8 +102,9 @@ def run_cases(directory: Path) -> None:
     rank, num_processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     shipped = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     for case in sys.argv[2:] or CASES:
-        if case == "resume" and rank == 0:
-            shutil.copytree(directory / "train" / f"checkpoint-{MIDDLE}", directory / case / f"checkpoint-{MIDDLE}")
+        if case in RESUMED and rank == 0:
+            run_name, step = RESUMED[case]
+            shutil.copytree(directory / run_name / f"checkpoint-{step}", directory / case / f"checkpoint-{step}")
         wait_for_all()
         # ZeRO-3's weights are put together for answers while training, and left split in the run that only predicts
         whole._MEMORY_SHARE = 0 if case == "predict" else 0.5
