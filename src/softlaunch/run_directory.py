@@ -29,6 +29,12 @@ def shown_score(name: str, value: float) -> str:
     return f"{value:.2f}" if name.startswith(("rouge", "bleu")) else f"{value:.4f}"
 
 
+def find_adapter(path: Path) -> Path | None:
+    """`path` or `adapter/` in it, whichever holds an adapter: one with a configuration first, then the original's."""
+    folders = (path, path / "adapter")
+    return next((f for name in (CONFIG_FILE, ORIGINAL_FILE) for f in folders if (f / name).is_file()), None)
+
+
 def adapter_directory(path: Path) -> Path:
     """The adapter at `path`: the directory itself, or `adapter/` in the output directory of a run.
 
@@ -36,21 +42,21 @@ def adapter_directory(path: Path) -> Path:
     """
     if not path.is_dir():
         raise CheckpointError("{path}: no such directory; give a run's output directory, or an adapter's", path=path)
-    for directory in (path, path / "adapter"):
-        if (directory / CONFIG_FILE).is_file() or (directory / ORIGINAL_FILE).is_file():
-            return directory
+    found = find_adapter(path)
+    if found is not None:
+        return found
     if (path / "model" / "config.json").is_file():
         raise CheckpointError(
             "{path}: this run has tuned the whole model, there is no adapter; the model is in {model}",
             path=path,
             model=path / "model",
         )
-    found = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "-"
+    names = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "-"
     raise CheckpointError(
         "{path}: no adapter here and none in {path}/adapter; expected is {config}. Found: {found}",
         path=path,
         config=CONFIG_FILE,
-        found=found,
+        found=names,
     )
 
 

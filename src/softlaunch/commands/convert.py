@@ -8,7 +8,7 @@ from typing import Any
 from softlaunch.errors import CheckpointError
 from softlaunch.messages import say
 from softlaunch.new_directory import new_directory, require_absent
-from softlaunch.run_directory import CONFIG_FILE, ORIGINAL_FILE, adapter_directory, base_of, read_json
+from softlaunch.run_directory import CONFIG_FILE, adapter_directory, base_of, find_adapter, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Convert `source` into `target`. Raises CheckpointError for what cannot be, or not without loss."""
     require_absent(arguments.target)
-    is_adapter = not (arguments.source / "config.json").is_file() and _has_adapter(arguments.source)
+    is_adapter = not (arguments.source / "config.json").is_file() and find_adapter(arguments.source) is not None
     if arguments.to in _LAYOUTS and is_adapter:
         notes = _convert_layers(arguments.source, arguments.target, arguments.to, arguments.base)
     elif arguments.to in _LAYOUTS:
@@ -127,8 +127,3 @@ def _require_other_format(adapter: Path, to: str) -> None:
             )
     if found == to:
         raise CheckpointError("{path} has the format {to} already; there is nothing to convert", path=adapter, to=to)
-
-
-def _has_adapter(source: Path) -> bool:
-    files = (CONFIG_FILE, f"adapter/{CONFIG_FILE}", ORIGINAL_FILE)
-    return any((source / file).is_file() for file in files)

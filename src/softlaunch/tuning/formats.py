@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from softlaunch.errors import CheckpointError
 from softlaunch.files import write_json
-from softlaunch.run_directory import CONFIG_FILE, ORIGINAL_FILE, WEIGHTS_FILE
+from softlaunch.run_directory import CONFIG_FILE, ORIGINAL_FILE, WEIGHTS_FILE, find_adapter
 from softlaunch.tuning.damage import cannot_be_read
 from softlaunch.tuning.fingerprint import fingerprint, num_differences
 from softlaunch.tuning.prefix_encoder import PEFT_TYPE, PrefixConfig, PrefixEncoder, kv_shape
@@ -70,22 +70,15 @@ def check_prefix(model: PreTrainedModel, path: str | Path, num_virtual_tokens: i
 
 def is_prefix(path: str | Path) -> bool:
     """Whether `read_prefix` is the one to read, or to refuse, what is at `path`: not where PEFT has another method."""
-    file = adapter_at(path) / CONFIG_FILE
+    file = (find_adapter(Path(path)) or Path(path)) / CONFIG_FILE
     try:
         return json.loads(file.read_text(encoding="utf-8")).get("peft_type") in (PEFT_TYPE, "PREFIX_TUNING", None)
     except (OSError, ValueError, AttributeError, RecursionError):
         return True
 
 
-def adapter_at(path: str | Path) -> Path:
-    """The adapter's directory: `path` itself, or `adapter/` in a run's output directory."""
-    directory = Path(path)
-    inner = directory / "adapter"
-    return inner if (inner / CONFIG_FILE).is_file() and not (directory / CONFIG_FILE).is_file() else directory
-
-
 def _read(model: PreTrainedModel, path: str | Path) -> SavedPrefix:
-    directory = adapter_at(path)
+    directory = find_adapter(Path(path)) or Path(path)
     if not directory.is_dir():
         raise CheckpointError(
             "{path}: no such directory; give the directory that holds {config_file}", path=path, config_file=CONFIG_FILE

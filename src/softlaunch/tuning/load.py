@@ -10,11 +10,10 @@ from transformers import PreTrainedModel
 
 from softlaunch.errors import ArgumentError, CheckpointError
 from softlaunch.files import sha256
-from softlaunch.run_directory import CONFIG_FILE, MERGE_FILE, WEIGHTS_FILE, read_json
+from softlaunch.run_directory import CONFIG_FILE, MERGE_FILE, WEIGHTS_FILE, find_adapter, read_json
 from softlaunch.tuning.adapter_model import AdapterModel, check_base, does_not_fit, read_config
 from softlaunch.tuning.damage import cannot_be_read
 from softlaunch.tuning.fingerprint import fingerprint
-from softlaunch.tuning.formats import adapter_at
 from softlaunch.tuning.prefix_encoder import PEFT_TYPE
 from softlaunch.tuning.prefix_model import PrefixModel, lora_beside
 from softlaunch.tuning.released import LAYERED, in_layout_of
@@ -43,7 +42,7 @@ def load_adapter(
     Raises CheckpointError when the adapter is broken or was made for another base, or when a prefix is not
     `num_virtual_tokens` long; ArgumentError when it cannot be put beside those that are there.
     """
-    directory = adapter_at(path)
+    directory = find_adapter(Path(path)) or Path(path)
     with cannot_be_read(directory):
         return _load(model, directory, adapter_name, trainable, num_virtual_tokens)
 

@@ -9,8 +9,7 @@ from softlaunch.arguments.methods import given_options, methods_with
 from softlaunch.errors import ArgumentError, CheckpointError
 from softlaunch.layer_names import RELEASED_LAYERS
 from softlaunch.messages import say
-from softlaunch.run_directory import CONFIG_FILE, ORIGINAL_FILE, read_json
-from softlaunch.tuning.formats import adapter_at
+from softlaunch.run_directory import CONFIG_FILE, ORIGINAL_FILE, find_adapter, read_json
 from softlaunch.tuning.prefix_model import lora_beside
 
 _METHODS = {
@@ -45,7 +44,7 @@ _KEYS = {
 
 def check_own_settings(arguments: Arguments, adapter: str | Path) -> None:
     """Raises ArgumentError if options were given that are not those of the adapter at `adapter`, naming all of them."""
-    configs = _configs(adapter_at(adapter))
+    configs = _configs(find_adapter(Path(adapter)) or Path(adapter))
     if not configs:  # no configuration, or one that the loader will refuse
         return
     asked, differences = arguments.tuning.tuning, []
