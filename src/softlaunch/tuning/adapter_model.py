@@ -20,7 +20,7 @@ from softlaunch.run_directory import BASE_FILE, CONFIG_FILE
 from softlaunch.tuning.fingerprint import fingerprint, num_differences
 
 
-class AdapterFiles(PeftModel):
+class FingerprintedModel(PeftModel):
     """A `peft.PeftModel` whose adapters know their base: saved with its fingerprint, refused on another.
 
     A directory that it writes holds PEFT's two files, which stock PEFT loads, and `softlaunch.json`.
@@ -112,7 +112,7 @@ class AdapterFiles(PeftModel):
             )
 
 
-class AdapterModel(AdapterFiles, PeftModelForCausalLM):
+class AdapterModel(FingerprintedModel, PeftModelForCausalLM):
     """A causal language model with PEFT's own adapters."""
 
 

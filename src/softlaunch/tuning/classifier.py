@@ -19,7 +19,7 @@ from softlaunch.arguments import TuningArguments
 from softlaunch.arguments.defaults import NUM_TRAINED_LAYERS
 from softlaunch.errors import ArgumentError, CheckpointError
 from softlaunch.run_directory import CONFIG_FILE, WEIGHTS_FILE
-from softlaunch.tuning.adapter_model import AdapterFiles, check_base, read_config
+from softlaunch.tuning.adapter_model import FingerprintedModel, check_base, read_config
 from softlaunch.tuning.fingerprint import fingerprint
 from softlaunch.tuning.from_arguments import ia3_options, lora_options, p_tuning_options
 from softlaunch.tuning.full import train_all, train_last_layers
@@ -53,7 +53,7 @@ class ClassifierSettings:
     head: list[str]
 
 
-class AdapterClassifier(AdapterFiles, PeftModelForSequenceClassification):
+class AdapterClassifier(FingerprintedModel, PeftModelForSequenceClassification):
     """An encoder with one of PEFT's own adapters, whose head trains and is saved with it.
 
     PEFT saves what a P-tuning encoder computes; the encoder itself is saved too, to go on training from it.
@@ -74,7 +74,7 @@ class AdapterClassifier(AdapterFiles, PeftModelForSequenceClassification):
             super()._read(directory, adapter_name, is_trainable)
             return
         # The result names all of the base as missing and the encoder as unexpected: shapes are checked all the same
-        super(AdapterFiles, self).load_adapter(
+        super(FingerprintedModel, self).load_adapter(
             str(directory), adapter_name, is_trainable=is_trainable, torch_device="cpu"
         )
         if self._has_encoder():
