@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from softlaunch.errors import CheckpointError
+from softlaunch.files import read_safetensors_header
 
 
 class UnknownSize(CheckpointError):
@@ -163,8 +164,7 @@ def _roberta(config: dict[str, Any]) -> ModelShape:
 def _lacks_pooler(weights: Path) -> bool:
     """By the names in the head of the file; without such a file the pooler is taken to be there."""
     try:
-        with weights.open("rb") as file:
-            names = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        names, _ = read_safetensors_header(weights)
     except (OSError, ValueError):
         return False
     return not any("pooler" in name for name in names)
