@@ -16,7 +16,6 @@ from softlaunch.errors import CheckpointError
 from softlaunch.files import write_json
 from softlaunch.layer_names import counterparts, projection_sizes
 from softlaunch.models.chatglm import glm_config
-from softlaunch.models.export import Layout
 from softlaunch.models.layouts import (
     ROTARY_TABLE,
     released_config,
@@ -24,6 +23,7 @@ from softlaunch.models.layouts import (
     write_glm_config,
 )
 from softlaunch.models.load import read_config
+from softlaunch.models.save import Layout
 from softlaunch.models.tensor_files import TensorFile
 from softlaunch.models.tokenizer_files import write_glm_tokenizer, write_released_tokenizer
 from softlaunch.models.weight_files import INDEX_FILE, SINGLE_FILE, check_weight_files, find_weight_files
