@@ -2,10 +2,8 @@
 torch.
 """
 
-import json
 import os
 import pickletools
-import struct
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +13,7 @@ from typing import Any
 
 from softlaunch.arguments.defaults import NUM_TRAINED_LAYERS
 from softlaunch.errors import CheckpointError
-from softlaunch.files import read_json_lines
+from softlaunch.files import read_json_lines, read_safetensors_header
 from softlaunch.messages import say
 from softlaunch.run_directory import (
     BASE_FILE,
@@ -155,16 +153,11 @@ def _num_parameters(file: Path) -> int:
     if not file.is_file():
         raise CheckpointError("{file} is missing", file=file.name)
     try:
-        with file.open("rb") as content:
-            (length,) = struct.unpack("<Q", content.read(8))
-            if length > file.stat().st_size:
-                raise ValueError
-            tensors = {k: v for k, v in json.loads(content.read(length)).items() if k != "__metadata__"}
-        end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-        if file.stat().st_size != 8 + length + end:
+        tensors, num_bytes = read_safetensors_header(file)
+        if file.stat().st_size != num_bytes:
             raise ValueError
         return sum(prod(tensor["shape"]) for tensor in tensors.values())
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError("{file} is cut off or damaged", file=file.name) from error
 
 

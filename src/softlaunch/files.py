@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 _BLOCK = 1 << 20
+_MAX_HEADER_BYTES = 100_000_000  # that of safetensors
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -52,6 +53,25 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             continue
     return [value for value in objects if isinstance(value, dict)]
+
+
+def read_safetensors_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """What the header of a safetensors file says of each tensor (`shape`, …), and how many bytes the file has by it.
+
+    As https://huggingface.co/docs/safetensors has it: the header's length, the header, and then the tensors. Raises
+    ValueError when the header is cut off, or there is none; OSError when the file cannot be read.
+    """
+    with path.open("rb") as file:
+        start, content = file.read(8), b""
+        length = int.from_bytes(start, "little")
+        if len(start) == 8 and length <= _MAX_HEADER_BYTES:
+            content = file.read(length)
+    try:
+        header = json.loads(content)
+        header.pop("__metadata__", None)
+        return header, 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"no header of a safetensors file: {error}") from error
 
 
 def flush(path: Path) -> None:

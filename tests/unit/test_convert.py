@@ -163,6 +163,15 @@ def test_what_would_be_lost_or_is_missing_is_refused(change, words, message, tmp
         assert softlaunch("convert", released, tmp_path / "glm", "--to", "glm", "--drop_prefix")[0] == 0
 
 
+def test_a_whole_file_goes_before_an_index_as_when_it_is_loaded(tmp_path, softlaunch):
+    (file,) = write_released(tmp_path / "released", RELEASED_GLM4).glob("*.safetensors")
+    file.rename(file.with_name("model.safetensors"))  # which the index beside it does not name
+    assert softlaunch("convert", tmp_path / "released", tmp_path / "glm", "--to", "glm")[0] == 0
+    models = (load_model(str(tmp_path / name)) for name in ("released", "glm"))
+    first, second = (model(**ROWS).logits for model in models)
+    assert torch.equal(first, second)
+
+
 def test_other_bad_input(tmp_path, softlaunch):
     random_base("llama").save_pretrained(tmp_path / "llama")
     scaled = random_base("glm")
@@ -176,7 +185,7 @@ def test_other_bad_input(tmp_path, softlaunch):
         ("llama", "glm", "model_type is 'llama'"),
         ("scaled", "chatglm", "partial_rotary_factor is 1.0"),
         ("scaled", "glm", "in the layout glm already"),
-        ("cut", "glm", "cut off or damaged"),
+        ("cut", "glm", "weight files cannot be used"),
         ("cut", "peft", "no adapter here"),
     ):
         code, said = softlaunch("convert", tmp_path / source, tmp_path / "out", "--to", to)

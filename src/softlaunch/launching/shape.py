@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from softlaunch.errors import CheckpointError
+from softlaunch.files import read_safetensors_header
 
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"),
     *("num_hidden_layers", "max_position_embeddings", "type_vocab_size", "num_layers", "ffn_hidden_size"),
     *("multi_query_group_num", "kv_channels", "padded_vocab_size", "seq_length"),
 )
-_LONGEST_HEAD_BYTES = 2**27
 
 
 class UnknownSize(CheckpointError):
@@ -178,12 +178,10 @@ def _roberta(config: dict[str, Any]) -> ModelShape:
 def _lacks_pooler(weights: Path) -> bool:
     """By the names in the head of the file; without such a file the pooler is taken to be there."""
     try:
-        with weights.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            names = json.loads(file.read(min(length, _LONGEST_HEAD_BYTES)))
-    except (OSError, ValueError, RecursionError):
+        names, _ = read_safetensors_header(weights)
+    except (OSError, ValueError):
         return False
-    return isinstance(names, dict) and not any("pooler" in name for name in names)
+    return not any("pooler" in name for name in names)
 
 
 def _num_labels(config: dict[str, Any]) -> int:

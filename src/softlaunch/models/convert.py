@@ -16,7 +16,6 @@ from softlaunch.errors import CheckpointError
 from softlaunch.files import write_json
 from softlaunch.layer_names import counterparts, projection_sizes
 from softlaunch.models.chatglm import glm_config
-from softlaunch.models.export import Layout
 from softlaunch.models.layouts import (
     ROTARY_TABLE,
     released_config,
@@ -24,8 +23,10 @@ from softlaunch.models.layouts import (
     write_glm_config,
 )
 from softlaunch.models.load import read_config
-from softlaunch.models.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFile, weight_files
+from softlaunch.models.save import Layout
+from softlaunch.models.tensor_files import TensorFile
 from softlaunch.models.tokenizer_files import write_glm_tokenizer, write_released_tokenizer
+from softlaunch.models.weight_files import INDEX_FILE, SINGLE_FILE, check_weight_files, find_weight_files
 
 Pair = tuple[str, tuple[str, ...]]  # a released name and its one or three in transformers' layout
 
@@ -122,7 +123,8 @@ def plan_conversion(source: Path, to: Layout, *, drop_prefix: bool = False) -> C
         released_config(config)  # raises for what it cannot describe
     files: dict[str, Path] = {}
     found: dict[str, tuple[int, ...]] = {}
-    for file in weight_files(source):
+    check_weight_files(source)
+    for file in find_weight_files(source)[0]:
         shapes = TensorFile(file).shapes
         found |= shapes
         files |= dict.fromkeys(shapes, file)

@@ -47,7 +47,6 @@ def released_config(config: GlmConfig) -> dict[str, Any]:
                 found=found,
                 needed=needed,
             )
-    ratio = float(rope["rope_theta"] or 0) / 10000
     dtype = {} if config.dtype is None else {"torch_dtype": str(config.dtype).removeprefix("torch.")}
     return {
         **dtype,
@@ -67,7 +66,7 @@ def released_config(config: GlmConfig) -> dict[str, Any]:
         "hidden_size": config.hidden_size,
         "kv_channels": config.head_dim,
         "layernorm_epsilon": config.rms_norm_eps,
-        "rope_ratio": int(ratio) if ratio == int(ratio) else ratio,
+        "rope_ratio": _rope_ratio(config),
         "multi_query_attention": True,
         "multi_query_group_num": config.num_key_value_heads,
         "num_attention_heads": config.num_attention_heads,
@@ -93,10 +92,19 @@ def write_glm_config(config: GlmConfig, directory: Path) -> None:
     config.architectures = [GlmForCausalLM.__name__]
     config.save_pretrained(str(directory))
     file = directory / "config.json"
-    released = released_config(config)
-    numbers = {name: released[name] for name in ("layernorm_epsilon", "rope_ratio", "seq_length")}
+    numbers = {
+        "layernorm_epsilon": config.rms_norm_eps,
+        "rope_ratio": _rope_ratio(config),
+        "seq_length": config.max_position_embeddings,
+    }
     written = {**json.loads(file.read_text(encoding="utf-8")), **numbers}
     write_json(file, written)
+
+
+def _rope_ratio(config: GlmConfig) -> float:
+    rope: Any = config.rope_parameters
+    ratio = float(rope["rope_theta"] or 0) / 10000
+    return int(ratio) if ratio == int(ratio) else ratio
 
 
 def released_tensors(tensors: Mapping[str, torch.Tensor], config: GlmConfig) -> dict[str, torch.Tensor]:
@@ -108,7 +116,7 @@ def released_tensors(tensors: Mapping[str, torch.Tensor], config: GlmConfig) -> 
         name: torch.cat([tensors[part] for part in parts]) if len(parts) > 1 else tensors[parts[0]]
         for name, parts in counterparts(config).items()
     }
-    return {**released, ROTARY_TABLE: rotary_table(config)}
+    return {**released, ROTARY_TABLE: rotary_table(config).to(next(iter(released.values())).dtype)}
 
 
 def rotary_table(config: GlmConfig) -> torch.Tensor:

@@ -9,10 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from softlaunch.errors import CheckpointError
-from softlaunch.models.weight_files import read_index
 
-INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
-_KINDS = ((INDEX_FILE, SINGLE_FILE), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
 _UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError)
 
 
@@ -46,33 +43,3 @@ class TensorFile(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self.shapes)
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """The files that hold the weights of the model in `directory`, sorted; safetensors if there are both kinds.
-
-    Raises CheckpointError when there are none, and when the index names one that is missing.
-    """
-    for index, single in _KINDS:
-        if (directory / index).is_file():
-            files = sorted({directory / name for name in read_index(directory / index).values()})
-            missing = [file.name for file in files if not file.is_file()]
-            if not missing:
-                return files
-            raise CheckpointError(
-                "{path}: {number} of the {total} files that {index} names are missing: {missing}",
-                path=directory,
-                number=len(missing),
-                total=len(files),
-                index=index,
-                missing=", ".join(missing[:5]),
-            )
-        if (directory / single).is_file():
-            return [directory / single]
-    raise CheckpointError(
-        "{path}: there are no weights here; expected is {single}, or {index} and the files that it names, or the same "
-        "as pytorch_model.bin",
-        path=directory,
-        single=SINGLE_FILE,
-        index=INDEX_FILE,
-    )

@@ -1,19 +1,19 @@
 """Whether the weight files of a local checkpoint are there and whole, told from indexes, headers and sizes alone."""
 
 import json
-import struct
 import zipfile
 from pathlib import Path
 
 from softlaunch.errors import CheckpointError
-from softlaunch.files import is_inside
+from softlaunch.files import is_inside, read_safetensors_header
 from softlaunch.messages import say
 
-# Where transformers looks for weights, in this order
-_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+# Where transformers looks for weights, in this order: each of them, and the index of such a file in parts
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = f"{SINGLE_FILE}.index.json"
+_SINGLE_FILES = (SINGLE_FILE, "pytorch_model.bin")
 _LFS_POINTER = b"version https://git-lfs"
 _TORCH_BEFORE_ZIP = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # files of torch < 1.6; nothing tells their size
-_MAX_HEADER_BYTES = 100_000_000  # that of safetensors
 
 
 def check_weight_files(directory: Path) -> set[str]:
@@ -22,7 +22,7 @@ def check_weight_files(directory: Path) -> set[str]:
     Raises CheckpointError when there are no weights, and one that lists all files that are missing, cut off, or only
     pointers that Git LFS left.
     """
-    files, names = _weight_files(directory)
+    files, names = find_weight_files(directory)
     problems = []
     for file in files:
         try:
@@ -42,7 +42,11 @@ class _DamagedError(Exception):
     """What is wrong with one file."""
 
 
-def _weight_files(directory: Path) -> tuple[list[Path], set[str]]:
+def find_weight_files(directory: Path) -> tuple[list[Path], set[str]]:
+    """The files that hold the weights, sorted, and the names that their index lists, if there is one.
+
+    Raises CheckpointError when there are none; whether all are there and whole tells `check_weight_files`.
+    """
     for single in _SINGLE_FILES:
         if (directory / single).is_file():
             return [directory / single], set()
@@ -99,22 +103,13 @@ def _tensor_names(file: Path) -> set[str]:
 
 
 def _safetensors_names(file: Path) -> set[str]:
-    """As https://huggingface.co/docs/safetensors has it: the header's length, the header, and then the tensors."""
     size = file.stat().st_size
-    with file.open("rb") as opened:
-        try:
-            (header_size,) = struct.unpack("<Q", opened.read(8))
-            header = json.loads(opened.read(min(header_size, _MAX_HEADER_BYTES)))
-            header.pop("__metadata__", None)
-            expected = 8 + header_size + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-        except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-            raise _DamagedError(
-                say(
-                    "{file} is cut off in its header, or no safetensors file ({size:,} bytes)",
-                    file=file.name,
-                    size=size,
-                )
-            ) from None
+    try:
+        header, expected = read_safetensors_header(file)
+    except ValueError:
+        raise _DamagedError(
+            say("{file} is cut off in its header, or no safetensors file ({size:,} bytes)", file=file.name, size=size)
+        ) from None
     if size != expected:
         raise _DamagedError(
             say("{file} is cut off: {size:,} of {expected:,} bytes", file=file.name, size=size, expected=expected)

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from softlaunch.arguments import Arguments
 from softlaunch.arguments.defaults import NUM_TRAINED_LAYERS
 from softlaunch.models import load_base
-from softlaunch.models.export import check_layout, save_model_directory
+from softlaunch.models.save import check_layout, save_model_directory
 from softlaunch.tuning import earlier_model, train_all, train_last_layers
 
 
