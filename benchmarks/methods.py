@@ -30,7 +30,7 @@ from softlaunch.data.dataset import prompt_rows, training_rows
 from softlaunch.evaluation.predict import GenerationOptions, generate_answers
 from softlaunch.evaluation.scores import score_records
 from softlaunch.models import load_model, load_tokenizer
-from softlaunch.models.export import save_model_directory
+from softlaunch.models.save import save_model_directory
 from softlaunch.training.trainer import CausalTrainer
 from softlaunch.tuning import AdapterModel, PrefixModel, train_all, train_last_layers, trainable_summary, with_adapter
 
