@@ -54,12 +54,12 @@ def test_pretraining_goes_on_and_leaves_an_encoder_that_can_be_tuned(tmp_path):
     words += ["--train_file", texts, DEMO / "train.json", "--validation_file", DEMO / "test.json", "--hidden_size", 64]
     words += ["--num_layers", 1, "--max_length", 32, "--output_dir", tmp_path / "run", "--learning_rate", 3e-3]
     words += ["--per_device_train_batch_size", 32, "--logging_steps", 20, "--save_steps", 20, "--report_to", "none"]
-    words += ["--max_steps", 60, "--save_dtype", "float16", "--mlm_probability", 0.3]
+    words += ["--max_steps", 100, "--save_dtype", "float16", "--mlm_probability", 0.3]
     start(*words, "--max_steps", 20, cache=tmp_path / "cache")
     first = json.loads((tmp_path / "run" / "eval_results.json").read_text())["eval_loss"]
     assert "going on from" in start(*words, cache=tmp_path / "cache")
-    state = json.loads((tmp_path / "run" / "checkpoint-60" / "trainer_state.json").read_text())
-    assert [record["step"] for record in state["log_history"] if "loss" in record] == [20, 40, 60]
+    state = json.loads((tmp_path / "run" / "checkpoint-100" / "trainer_state.json").read_text())
+    assert [record["step"] for record in state["log_history"] if "loss" in record] == [20, 40, 60, 80, 100]
     second = json.loads((tmp_path / "run" / "eval_results.json").read_text())["eval_loss"]
     assert second < first - 0.2
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model", num_labels=8)
