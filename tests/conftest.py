@@ -23,16 +23,22 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     datasets.disable_progress_bars()
 
 
+@pytest.fixture(autouse=True)
+def _own_log_level() -> Iterator[None]:
+    """What runs as a program of its own sets the level, and leaves it so."""
+    logger = logging.getLogger("softlaunch")
+    level = logger.level
+    yield
+    logger.setLevel(level)
+
+
 @pytest.fixture
 def softlaunch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture
 ) -> Callable[..., tuple[int, str]]:
     """Runs `softlaunch WORDS…` in this process; returns its exit code and all that it said."""
 
-    logger = logging.getLogger("softlaunch")
-
     def run(*words: object) -> tuple[int, str]:
-        level = logger.level
         monkeypatch.setattr(sys, "argv", ["softlaunch", *map(str, words)])
         capsys.readouterr()
         caplog.clear()
@@ -41,8 +47,6 @@ def softlaunch(
             cli.main()
         except SystemExit as end:
             code = int(end.code or 0)
-        finally:
-            logger.setLevel(level)  # a command is a program of its own, and leaves it as it likes
         output = capsys.readouterr()
         return code, output.out + output.err + caplog.text
 

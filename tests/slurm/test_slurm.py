@@ -33,8 +33,11 @@ ROWS_PER_UPDATE = 4
 TOLERANCE = {"rtol": 0, "atol": 1e-3}
 JOB_TIMEOUT_S = 150
 # Two launchers of one job share this machine, and each would find the port taken by the other
+# As pip writes it where the path of Python may have spaces
 ACCELERATE = """\
-#!{python}
+#!/bin/sh
+'''exec' "{python}" "$0" "$@"
+' '''
 import runpy, sys
 sys.argv = ["accelerate", "launch", "--machine_rank", "1", *sys.argv[2:]]
 runpy.run_module("accelerate.commands.accelerate_cli", run_name="__main__")
