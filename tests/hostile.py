@@ -204,6 +204,7 @@ def recipe_starts() -> tuple[st.SearchStrategy[tuple[str, bytes]], Callable[[tup
             patch.object(sys, "argv", [recipe, *arguments(directory, **changes)]),
             patch.object(models, "load_base", load_base),
             contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
             contextlib.suppress(LoadedError),
         ):
             try:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +45,7 @@ CHATGLM2_6B = {
 }
 ONE_GPU = Machines(gpu_memory_gib=80)
 ALONE = Strategy("single_gpu")
+DEMO_BASE = Path(__file__).parents[2] / "recipes" / "demo" / "base"
 EIGHT = Machines(1, 8)
 
 
@@ -601,6 +603,14 @@ def test_thousands_of_processes(chatglm2):
     plan = make_plan(chatglm2, run(tuning="full", bf16=True), Strategy("z", 3, deepspeed_file="x"), Machines(512, 8))
     assert plan.fits
     assert plan.workload.rows_per_step == 4096
+
+
+@pytest.mark.parametrize(("size", "message"), [(None, "'hidden_size' is missing"), ("64", "hidden_size is '64'")])
+def test_a_config_without_a_size(size, message, tmp_path):
+    released = json.loads((DEMO_BASE / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**released, "hidden_size": size}))
+    with pytest.raises(CheckpointError, match=message):
+        read_shape(tmp_path)
 
 
 def test_checkpoints_on_disk(chatglm2):

@@ -12,11 +12,11 @@ from typing import Any
 from softlaunch.errors import CheckpointError
 from softlaunch.files import read_safetensors_header
 
-_SIZES = (
+_SIZES = {
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"),
     *("num_hidden_layers", "max_position_embeddings", "type_vocab_size", "num_layers", "ffn_hidden_size"),
     *("multi_query_group_num", "kv_channels", "padded_vocab_size", "seq_length"),
-)
+}
 
 
 class UnknownSize(CheckpointError):
@@ -108,9 +108,10 @@ def read_shape(directory: str | Path, num_labels: int | None = None) -> ModelSha
             family=family,
             known=", ".join(sorted(_FAMILIES)),
         )
-    for key in _SIZES:
-        value = config.get(key)
-        if value is not None and (type(value) is not int or value < 1):
+    config = {key: value for key, value in config.items() if value is not None or key not in _SIZES}
+    for key in sorted(_SIZES & config.keys()):
+        value = config[key]
+        if type(value) is not int or value < 1:
             raise CheckpointError(
                 "{file}: {key} is {value!r}; it must be a whole number of at least 1", file=file, key=key, value=value
             )
