@@ -5,6 +5,7 @@ import ctypes
 import gc
 import json
 import random
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import datasets
 import torch
 from transformers import GlmConfig, GlmForCausalLM, TrainerCallback
 
+from softlaunch.arguments import TrainingArguments
 from softlaunch.data.collate import TrainingCollator
 from softlaunch.data.encode import EncodeOptions, encode_for_training
 from softlaunch.data.order import LengthGroupedSampler
@@ -76,6 +78,20 @@ def base(args: argparse.Namespace) -> GlmForCausalLM:
             return GlmForCausalLM(config)
     finally:
         torch.set_default_dtype(before)
+
+
+def training_arguments(args: argparse.Namespace, **options: Any) -> TrainingArguments:
+    """Of a run of the trainer that saves and shows nothing; `options` on top."""
+    return TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        max_steps=args.steps,
+        per_device_train_batch_size=args.batch_size,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        bf16=args.dtype == "bfloat16",
+        **options,
+    )
 
 
 def device() -> str:

@@ -9,17 +9,15 @@ warms up, to the end of the last: fetching batches and logging are part of it.
 """
 
 import argparse
-import tempfile
 from typing import Any
 
 import datasets
 import torch
-from common import base, batches, device, now, rows
+from common import base, batches, device, now, rows, training_arguments
 from rich.console import Console
 from rich.table import Table
 from transformers import TrainerCallback
 
-from softlaunch.arguments import TrainingArguments
 from softlaunch.training.label_logits import LogitsAtLabels
 from softlaunch.training.trainer import CausalTrainer
 from softlaunch.tuning import AdapterModel, add_lora
@@ -75,17 +73,7 @@ def bare_loop(model: AdapterModel, data: datasets.Dataset, args: argparse.Namesp
 def recipe(model: AdapterModel, data: datasets.Dataset, args: argparse.Namespace) -> float:
     """Seconds per step of the recipe's trainer with its default options."""
     span = Span()
-    training = TrainingArguments(
-        output_dir=tempfile.mkdtemp(),
-        max_steps=args.steps,
-        per_device_train_batch_size=args.batch_size,
-        learning_rate=1e-4,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        logging_steps=4,
-        bf16=args.dtype == "bfloat16",
-    )
+    training = training_arguments(args, learning_rate=1e-4, logging_steps=4)
     CausalTrainer(model=model, args=training, train_dataset=data, pad_token_id=0, callbacks=[span]).train()
     return (span.end - span.start) / (args.steps - 1)
 

@@ -14,18 +14,16 @@ costs the same whatever they are. Peak memory is counted above the loaded model.
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from common import SOURCE_LENGTH, TARGET_LENGTH, Clock, Peak, base, batches, device, now, rows
+from common import SOURCE_LENGTH, TARGET_LENGTH, Clock, Peak, base, batches, device, now, rows, training_arguments
 from peft import PrefixTuningConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 
-from softlaunch.arguments import TrainingArguments
 from softlaunch.evaluation.predict import GenerationOptions, generate_answers
 from softlaunch.training.trainer import CausalTrainer
 from softlaunch.tuning import add_prefix
@@ -69,17 +67,7 @@ def bare_loop(model: Any, data: datasets.Dataset, args: argparse.Namespace, pad_
 
 def ours(data: datasets.Dataset, args: argparse.Namespace, checkpointing: bool) -> tuple[list[float], float]:
     model, clock = add_prefix(base(args), num_virtual_tokens=args.pre_seq_len), Clock()
-    training = TrainingArguments(
-        output_dir=tempfile.mkdtemp(),
-        max_steps=args.steps,
-        per_device_train_batch_size=args.batch_size,
-        gradient_checkpointing=checkpointing,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        logging_steps=1000,
-        bf16=args.dtype == "bfloat16",
-    )
+    training = training_arguments(args, gradient_checkpointing=checkpointing, logging_steps=1000)
     trainer = CausalTrainer(model=model, args=training, train_dataset=data, pad_token_id=0, callbacks=[clock])
     with Peak() as peak:
         trainer.train()

@@ -9,17 +9,15 @@ above nothing (weights, prefix, optimizer, activations), without what CUDA itsel
 
 import argparse
 import itertools
-import tempfile
 
 import datasets
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
-from common import MIB, Clock, Peak, base, batches, device, rows
+from common import MIB, Clock, Peak, base, batches, device, rows, training_arguments
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from softlaunch.arguments import TrainingArguments
 from softlaunch.training.trainer import CausalTrainer
 from softlaunch.tuning import add_prefix
 
@@ -62,17 +60,7 @@ def measure(args: argparse.Namespace, data: datasets.Dataset, bits: int, length:
                 if device() == "cuda":
                     torch.cuda.empty_cache()
                     torch.cuda.reset_peak_memory_stats()  # of the model as it is trained
-            training = TrainingArguments(
-                output_dir=tempfile.mkdtemp(),
-                max_steps=args.steps,
-                per_device_train_batch_size=args.batch_size,
-                gradient_checkpointing=checkpointing,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                logging_steps=1000,
-                bf16=args.dtype == "bfloat16",
-            )
+            training = training_arguments(args, gradient_checkpointing=checkpointing, logging_steps=1000)
             tuned = add_prefix(model, num_virtual_tokens=length)
             CausalTrainer(model=tuned, args=training, train_dataset=data, pad_token_id=0, callbacks=[clock]).train()
     except torch.OutOfMemoryError:
