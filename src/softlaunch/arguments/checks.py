@@ -76,12 +76,11 @@ def _check_metric(values: Mapping[str, Any], classifies: bool) -> Iterator[Findi
         return
     name, known = metric.removeprefix("eval_"), ("loss", *(CLASS_SCORES if classifies else ANSWER_SCORES))
     if name not in known:
-        near = get_close_matches(name.lower(), known, n=1)
         message = say(
             "metric_for_best_model {metric} is no score of this recipe, which has: {known}. {hint}",
             metric=metric,
             known=", ".join(known),
-            hint=say('Did you mean "{near}"?', near=near[0]) if near else "",
+            hint=did_you_mean(name.lower(), known),
         )
         yield ("metric_for_best_model",), message.rstrip()
     elif name in ANSWER_SCORES and not values["predict_with_generate"]:
@@ -92,6 +91,12 @@ def _check_metric(values: Mapping[str, Any], classifies: bool) -> Iterator[Findi
                 metric=metric,
             ),
         )
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """A question for the nearest of the names that there are; empty when none is near."""
+    near = get_close_matches(name, known, n=1)
+    return say('Did you mean "{near}"?', near=near[0]) if near else ""
 
 
 def find_idle_values(values: Mapping[str, Any], given: Collection[str]) -> Iterator[Finding]:

@@ -1,11 +1,10 @@
 """Trackers and optimizers that are asked for and are not there; transformers finds out after the model is loaded."""
 
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
-from softlaunch.arguments.checks import Finding
+from softlaunch.arguments.checks import Finding, did_you_mean
 from softlaunch.messages import say
 
 # How the names of optimizers begin → (module, what to install); transformers keeps its own lists to itself
@@ -49,12 +48,11 @@ def _check_tracker(name: str) -> Iterator[Finding]:
 
     known = list(integration_utils.INTEGRATION_TO_CALLBACK)
     if name not in known:
-        near = get_close_matches(name, known, n=1)
         message = say(
             "report_to {name} is no tracker; known are none, all, {known}. {hint}",
             name=name,
             known=", ".join(known),
-            hint=say('Did you mean "{near}"?', near=near[0]) if near else "",
+            hint=did_you_mean(name, known),
         )
         yield ("report_to",), message.rstrip()
     elif name not in (*integration_utils.get_available_reporting_integrations(), *_UNCHECKED):
