@@ -6,6 +6,7 @@ import os
 import pickletools
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -30,7 +31,6 @@ from softlaunch.run_directory import (
 )
 
 _MAX_DEPTH = 5
-_OTHER_TYPES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # than files of ours hold
 _NAMES = {
     "P_TUNING_V2": "P-Tuning v2",
     "PREFIX_TUNING": "PEFT prefix tuning",
@@ -83,7 +83,7 @@ def find_adapters(directory: Path) -> Iterator[AdapterFiles]:
 def look_at(path: Path) -> AdapterFiles:
     """What the adapter directory `path` holds."""
     found = AdapterFiles(path)
-    try:
+    with _noting_damage(found):
         config, record = read_json(path / CONFIG_FILE), read_record(path).get("arguments", {})
         found.method = _method(config, record.get("model", {}).get("quantization_bit"))
         found.base = config.get("base_model_name_or_path") or record.get("model", {}).get("model_name_or_path")
@@ -91,17 +91,13 @@ def look_at(path: Path) -> AdapterFiles:
         found.num_parameters = _num_parameters(path / WEIGHTS_FILE)
         files = (path / name for name in (CONFIG_FILE, WEIGHTS_FILE, BASE_FILE))
         found.num_bytes = sum(file.stat().st_size for file in files if file.is_file())
-    except CheckpointError as error:
-        found.damage = str(error)
-    except _OTHER_TYPES as error:
-        found.damage = say("its files are not those of an adapter: {error}", error=error)
     return found
 
 
 def look_at_model(path: Path, method: str) -> AdapterFiles:
     """What the directory `path` holds, a model in safetensors files that `method` has made."""
     found = AdapterFiles(path, method)
-    try:
+    with _noting_damage(found):
         merged = read_json(path / MERGE_FILE) if (path / MERGE_FILE).is_file() else {}
         recorded = read_record(path).get("arguments", {}).get("model", {}).get("model_name_or_path")
         found.base = merged.get("base") or recorded
@@ -109,11 +105,18 @@ def look_at_model(path: Path, method: str) -> AdapterFiles:
         weights = sorted(path.glob("*.safetensors"))
         found.num_parameters = sum(map(_num_parameters, weights))
         found.num_bytes = sum(file.stat().st_size for file in weights)
+    return found
+
+
+@contextmanager
+def _noting_damage(found: AdapterFiles) -> Iterator[None]:
+    """What stops the look at its files is noted as `damage`; values of other types than ours are such."""
+    try:
+        yield
     except CheckpointError as error:
         found.damage = str(error)
-    except _OTHER_TYPES as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         found.damage = say("its files are not those of an adapter: {error}", error=error)
-    return found
 
 
 def _whole_model(path: Path, files: list[str]) -> str | None:
