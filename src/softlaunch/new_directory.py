@@ -14,7 +14,6 @@ from softlaunch.errors import CheckpointError
 from softlaunch.files import flush, flush_tree
 
 _GIB = 1024**3
-_SIGTERM_EXIT_CODE = 143  # what a shell reports for a process that SIGTERM ended
 # safetensors wraps what the system says about a full disk into an error of its own
 _FULL_DISK = ("no space left", "quota exceeded")
 
@@ -59,12 +58,15 @@ def new_directory(target: Path, *, num_bytes: int = 0) -> Iterator[Path]:
 
 @contextmanager
 def _leaving_on_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM ends the program through all `finally`, where it would be killed on the spot."""
+    """Inside, SIGTERM ends the program through all `finally`, where it would be killed on the spot.
+
+    The exit code is what a shell reports for a process that the signal ended.
+    """
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_SIGTERM_EXIT_CODE))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
     finally:
