@@ -17,6 +17,14 @@ METRICS_FILE = "metrics.jsonl"
 MANIFEST_FILE = "manifest.json"  # of a checkpoint, written last
 PREDICTIONS_FILE = "predictions.jsonl"
 MARKER_FILE = "preempted"  # the run was asked to end, and has saved its work
+METHODS_BY_PEFT_TYPE = {  # `peft_type` of an adapter's configuration
+    "P_TUNING_V2": "p_tuning_v2",
+    "PREFIX_TUNING": "p_tuning_v2",
+    "LORA": "lora",
+    "IA3": "ia3",
+    "PROMPT_TUNING": "prompt_tuning",
+    "P_TUNING": "p_tuning",
+}
 # Scores by which runs are compared, in the order in which they are shown
 SCORES = (
     *("accuracy", "f1_macro", "f1_weighted", "precision_macro", "recall_macro"),

@@ -15,6 +15,7 @@ from typing import Any, get_args, get_type_hints
 
 from softlaunch.arguments.sources import Given, read_sources
 from softlaunch.errors import ArgumentError, CheckpointError
+from softlaunch.run_directory import METHODS_BY_PEFT_TYPE
 
 # Old names of the options below
 OLD_NAMES = {
@@ -25,14 +26,6 @@ OLD_NAMES = {
     "evaluation_strategy": "eval_strategy",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
-}
-_PEFT_TYPES = {
-    "P_TUNING_V2": "p_tuning_v2",
-    "PREFIX_TUNING": "p_tuning_v2",
-    "LORA": "lora",
-    "IA3": "ia3",
-    "PROMPT_TUNING": "prompt_tuning",
-    "P_TUNING": "p_tuning",
 }
 # Encoders of texts, and options of recipes/classify.py: a run with either tells classes apart
 _ENCODERS = {
@@ -249,7 +242,7 @@ def _with_adapter(settings: RunSettings) -> RunSettings:
     file = Path(settings.adapter or "") / "adapter_config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        kind = _PEFT_TYPES[config["peft_type"]]
+        kind = METHODS_BY_PEFT_TYPE[config["peft_type"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return settings
     for name, kinds in {"r": int, "num_virtual_tokens": int, "target_modules": list[str] | str}.items():

@@ -1,26 +1,19 @@
 """A trained adapter brings its own settings: options that ask for others are refused, not passed over."""
 
-import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from softlaunch.arguments import Arguments
 from softlaunch.arguments.methods import given_options, methods_with
 from softlaunch.errors import ArgumentError, CheckpointError
 from softlaunch.layer_names import RELEASED_LAYERS
 from softlaunch.messages import say
-from softlaunch.run_directory import CONFIG_FILE, ORIGINAL_FILE, find_adapter, read_json
+from softlaunch.run_directory import CONFIG_FILE, METHODS_BY_PEFT_TYPE, ORIGINAL_FILE, find_adapter, read_json
+from softlaunch.tuning.head import HEAD_TYPE
 from softlaunch.tuning.prefix_model import lora_beside
+from softlaunch.tuning.targets import ALL_LINEAR, split_names
 
-_METHODS = {
-    "P_TUNING_V2": "p_tuning_v2",
-    "PREFIX_TUNING": "p_tuning_v2",
-    "LORA": "lora",
-    "IA3": "ia3",
-    "PROMPT_TUNING": "prompt_tuning",
-    "P_TUNING": "p_tuning",
-    "HEAD": "head",
-}
+_METHODS = {**METHODS_BY_PEFT_TYPE, HEAD_TYPE: "head"}
 # Option → key of adapter_config.json. How an adapter begins (prefix_init, …) is nothing to compare: it has begun
 _KEYS = {
     "pre_seq_len": "num_virtual_tokens",
@@ -103,9 +96,9 @@ def _agree(option: str, value: Any, found: Any) -> bool:
 
 def _names(targets: list[str] | str) -> set[str] | str | None:
     """Names of layers as they are here, or a regular expression; None for what depends on the model."""
-    if targets in ("auto", "all-linear"):
+    if targets in ("auto", ALL_LINEAR):
         return None
-    if isinstance(targets, str) and not re.fullmatch(r"[\w.-]+(\s*,\s*[\w.-]+)*", targets.strip()):
-        return targets
-    names = re.split(r"\s*,\s*", targets.strip()) if isinstance(targets, str) else targets
+    names = split_names(targets)
+    if names is None:
+        return cast(str, targets)
     return {native for name in names for native in RELEASED_LAYERS.get(name, (name,))}

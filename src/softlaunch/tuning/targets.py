@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from peft.utils.constants import (
     TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as IA3_FEEDFORWARD,
@@ -45,12 +45,20 @@ def find_targets(model: PreTrainedModel, asked: Sequence[str] | str, method: str
         known = _KNOWN[method].get(model.config.model_type, _FALLBACK[method])
         names = known if isinstance(known, str) else [name for name in known if _matches(model, name)]
         return names or _refuse(model, [f"auto ({', '.join(_FALLBACK[method])})"])
-    if isinstance(asked, str) and not _NAMES.fullmatch(asked.strip()):
-        return asked if _matches_pattern(model, asked) else _refuse(model, [asked])
-    names = re.split(r"\s*,\s*", asked.strip()) if isinstance(asked, str) else list(asked)
-    names = [native for name in names for native in _native(model, name)]
+    given = split_names(asked)
+    if given is None:
+        pattern = cast(str, asked)
+        return pattern if _matches_pattern(model, pattern) else _refuse(model, [pattern])
+    names = [native for name in given for native in _native(model, name)]
     missing = [name for name in names if not _matches(model, name)]
     return _refuse(model, missing) if missing else names
+
+
+def split_names(asked: Sequence[str] | str) -> list[str] | None:
+    """The names in `asked`, a list or separated by commas; None for a regular expression."""
+    if not isinstance(asked, str):
+        return list(asked)
+    return re.split(r"\s*,\s*", asked.strip()) if _NAMES.fullmatch(asked.strip()) else None
 
 
 def layer_names(model: nn.Module) -> list[str]:
